@@ -1,0 +1,96 @@
+//! Times every layer of VGG-19 and the whole network, with made-up weights:
+//! `cargo run --release --example vgg19 [threads [isa]]`.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+use vggd_kernels::{Conv3x3, Fuse, Isa, Parallel, layout};
+
+/// Input channels, output channels, side, whether a max-pool follows.
+const LAYERS: [(usize, usize, usize, bool); 15] = [
+    (64, 64, 224, true),
+    (64, 128, 112, false),
+    (128, 128, 112, true),
+    (128, 256, 56, false),
+    (256, 256, 56, false),
+    (256, 256, 56, false),
+    (256, 256, 56, true),
+    (256, 512, 28, false),
+    (512, 512, 28, false),
+    (512, 512, 28, false),
+    (512, 512, 28, true),
+    (512, 512, 14, false),
+    (512, 512, 14, false),
+    (512, 512, 14, false),
+    (512, 512, 14, true),
+];
+const REPEATS: usize = 12;
+
+struct Threads(usize);
+
+impl Parallel for Threads {
+    fn threads(&self) -> usize {
+        self.0
+    }
+
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        std::thread::scope(|scope| {
+            for number in 1..tasks {
+                scope.spawn(move || task(number));
+            }
+            task(0);
+        });
+    }
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let threads = arguments.next().map_or(1, |n| n.parse().expect("a number of threads"));
+    let isa = arguments.next().map_or(Isa::detect(), |name| {
+        Isa::by_name(&name).expect("an instruction set of this machine")
+    });
+    let parallel = Threads(threads);
+
+    let convolutions =
+        LAYERS.map(|(i, o, ..)| Conv3x3::new(isa, o, i, &vec![0.01; o * i * 9], &vec![0.1; o]));
+    let scratch = LAYERS
+        .iter()
+        .zip(&convolutions)
+        .map(|((_, _, side, _), c)| c.scratch_len(*side, *side, threads));
+    let mut scratch = vec![0.0; scratch.max().unwrap_or(0)];
+    let largest = layout::blocked_len(64, 224, 224);
+    let (mut input, mut output) = (vec![0.01; largest], vec![0.01; largest]);
+    let mut best = [Duration::MAX; LAYERS.len()];
+    let mut whole = Duration::MAX;
+    for _ in 0..REPEATS {
+        let begin = Instant::now();
+        for (layer, (i, o, side, pool)) in LAYERS.into_iter().enumerate() {
+            let start = Instant::now();
+            let out_side = if pool { side / 2 } else { side };
+            convolutions[layer].run(
+                &parallel,
+                &input[..layout::blocked_len(i, side, side)],
+                side,
+                side,
+                &mut output[..layout::blocked_len(o, out_side, out_side)],
+                Fuse { relu: true, pool },
+                &mut scratch,
+            );
+            best[layer] = best[layer].min(start.elapsed());
+            std::mem::swap(&mut input, &mut output);
+        }
+        whole = whole.min(begin.elapsed());
+    }
+    black_box(&input);
+    println!("{} with {threads} threads", convolutions[0].kernel());
+    for ((i, o, side, _), time) in LAYERS.into_iter().zip(best) {
+        report(&format!("{i} -> {o} at {side}"), time, i * o * side * side * 9);
+    }
+    let macs = LAYERS.iter().map(|(i, o, side, _)| i * o * side * side * 9).sum();
+    report("sum of layers", best.iter().sum(), macs);
+    report("convolutions", whole, macs);
+}
+
+fn report(name: &str, time: Duration, macs: usize) {
+    let rate = macs as f64 / time.as_secs_f64() / 1e9;
+    println!("{name:16} {:8.3} ms {rate:7.1} GMAC/s direct", time.as_secs_f64() * 1e3);
+}

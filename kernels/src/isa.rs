@@ -1,0 +1,112 @@
+//! Which instruction set a kernel uses. Knows processors, no kernel.
+
+use std::fmt;
+
+/// An instruction set that this machine has: a value exists only after the
+/// processor was asked, which is what makes the safe entry points sound.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Isa(Kind);
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    /// Portable Rust, on every machine.
+    Plain,
+    /// x86-64 with AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// aarch64 Advanced SIMD.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+impl Isa {
+    /// Portable Rust: the twin of every kernel.
+    pub const PLAIN: Isa = Isa(Kind::Plain);
+
+    /// The fastest instruction set of this machine.
+    pub fn detect() -> Isa {
+        Isa::all()[0]
+    }
+
+    /// Every instruction set of this machine, fastest first, plain last.
+    pub fn all() -> Vec<Isa> {
+        let mut kinds = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            if avx2 && avx512 {
+                kinds.push(Kind::Avx512);
+            }
+            if avx2 {
+                kinds.push(Kind::Avx2);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            kinds.push(Kind::Neon);
+        }
+        kinds.push(Kind::Plain);
+        kinds.into_iter().map(Isa).collect()
+    }
+
+    /// The instruction set called `name` (`plain`, `avx2`, `avx512`, `neon`), if
+    /// this machine has it.
+    pub fn by_name(name: &str) -> Option<Isa> {
+        Isa::all().into_iter().find(|isa| isa.name() == name)
+    }
+
+    /// `plain`, `avx2`, `avx512` or `neon`: the first word of its kernels' names.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Kind::Plain => "plain",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "neon",
+        }
+    }
+
+    pub(crate) fn kind(self) -> Kind {
+        self.0
+    }
+}
+
+impl fmt::Debug for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_is_always_there_and_last() {
+        assert_eq!(Isa::all().last(), Some(&Isa::PLAIN));
+        assert_eq!(Isa::by_name("plain"), Some(Isa::PLAIN));
+    }
+
+    #[test]
+    fn every_name_finds_its_instruction_set() {
+        for isa in Isa::all() {
+            assert_eq!(Isa::by_name(isa.name()), Some(isa));
+        }
+        assert_eq!(Isa::by_name("vax"), None);
+    }
+}

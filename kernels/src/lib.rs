@@ -1,0 +1,38 @@
+//! The arithmetic of vggd: slices in, slices out; no files, no graph, no threads of
+//! its own.
+//!
+//! In the order a frame flows:
+//!
+//! - [`winograd`]: 3x3 convolutions with bias, ReLU and max-pool.
+//! - [`linear`]: fully connected layers, a stream of weights from memory.
+//!
+//! Underneath:
+//!
+//! - [`layout`]: where an activation lies.
+//! - [`parallel`]: how a kernel gets the caller's threads.
+//! - [`isa`]: what this processor can do; every kernel takes an [`Isa`].
+//! - `vector`: sixteen float32 lanes, one file per instruction set.
+//!
+//! A kernel is written once over `vector` and instantiated once per instruction set,
+//! as a function whose name says instruction set, operation, type and tile. The plain
+//! instance is the portable twin of the others, and all of them pass the same tests.
+
+pub mod winograd;
+
+pub mod linear;
+
+pub mod layout;
+
+pub mod parallel;
+
+pub mod isa;
+
+mod aligned;
+mod vector;
+
+#[cfg(test)]
+mod random;
+
+pub use isa::Isa;
+pub use parallel::{Parallel, Sequential};
+pub use winograd::{Conv3x3, Fuse};

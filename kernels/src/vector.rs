@@ -1,0 +1,63 @@
+//! Sixteen float32 lanes, the one width every kernel is written in: one register
+//! of AVX-512, two of AVX2, four of NEON, an array in plain Rust. Knows nothing of
+//! what is computed.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
+pub(crate) mod plain;
+
+/// The number of lanes.
+pub(crate) const LANES: usize = 16;
+
+/// Sixteen float32 lanes.
+///
+/// Every method is `#[inline(always)]`, so that it takes on the target features of
+/// the kernel it is used in. A value can only come from the unsafe constructors,
+/// whose caller vouches for the instruction set; operations on values are safe.
+///
+/// Kernels hold vectors in arrays and loops, never in closures or `array::from_fn`: a
+/// closure does not take on the features, and then each operation is a call.
+///
+/// # Safety
+///
+/// `zero`, `splat`, `load`, `load_i8` and `quad` need the instruction set of the implementing
+/// type. Pointers need no alignment; they are read or written for sixteen elements.
+pub(crate) trait Vector: Copy {
+    /// Four scalars, each to be multiplied with a vector: a register where there is an
+    /// instruction by element, else the place they are broadcast from.
+    type Quad: Copy;
+
+    /// All lanes zero.
+    unsafe fn zero() -> Self;
+    /// All lanes `value`.
+    unsafe fn splat(value: f32) -> Self;
+    /// Sixteen values.
+    unsafe fn load(from: *const f32) -> Self;
+    /// Sixteen int8 values, converted exactly.
+    unsafe fn load_i8(from: *const i8) -> Self;
+    /// Writes sixteen values.
+    unsafe fn store(self, to: *mut f32);
+    /// Lane by lane `self + other`.
+    fn add(self, other: Self) -> Self;
+    /// Lane by lane `self - other`.
+    fn sub(self, other: Self) -> Self;
+    /// Lane by lane `self * other`.
+    fn mul(self, other: Self) -> Self;
+    /// Lane by lane `self * factor + term`; rounded once, except in plain Rust.
+    fn mul_add(self, factor: Self, term: Self) -> Self;
+    /// Four scalars.
+    unsafe fn quad(from: *const f32) -> Self::Quad;
+    /// [`Vector::mul_add`] with scalar number `L` of a quad as the factor; the quad's
+    /// memory must still be there.
+    unsafe fn mul_add_quad<const L: i32>(self, factors: Self::Quad, term: Self) -> Self;
+    /// Lane by lane the larger one; `other` if that is not a number.
+    fn max(self, other: Self) -> Self;
+    /// The sum of all lanes, as a tree.
+    fn sum(self) -> f32;
+    /// Asks for the cache line at `at` (any address, never a fault) in L1.
+    fn prefetch(at: *const f32);
+}

@@ -1,0 +1,140 @@
+//! Sixteen lanes as four NEON registers.
+
+use super::Vector;
+use std::arch::aarch64::*;
+
+/// Four 128-bit registers. Constructed only where NEON is enabled; that is the
+/// reason of every operation on it.
+#[derive(Clone, Copy)]
+pub(crate) struct Neon(pub(crate) [float32x4_t; 4]);
+
+impl Neon {
+    #[inline(always)]
+    fn zip(self, other: Self, f: impl Fn(float32x4_t, float32x4_t) -> float32x4_t) -> Self {
+        let ([a, b, c, d], [e, g, h, i]) = (self.0, other.0);
+        Neon([f(a, e), f(b, g), f(c, h), f(d, i)])
+    }
+}
+
+impl Vector for Neon {
+    type Quad = float32x4_t;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller has NEON.
+        unsafe { Self::splat(0.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: the caller has NEON.
+        Neon([unsafe { vdupq_n_f32(value) }; 4])
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller has NEON and gives sixteen readable values.
+        unsafe {
+            Neon([
+                vld1q_f32(from),
+                vld1q_f32(from.add(4)),
+                vld1q_f32(from.add(8)),
+                vld1q_f32(from.add(12)),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: the caller has NEON and gives sixteen readable values.
+        unsafe {
+            let bytes = vld1q_s8(from);
+            let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
+            Neon([
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))),
+                vcvtq_f32_s32(vmovl_high_s16(low)),
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
+                vcvtq_f32_s32(vmovl_high_s16(high)),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the value proves NEON; the caller gives room for sixteen values.
+        unsafe {
+            vst1q_f32(to, self.0[0]);
+            vst1q_f32(to.add(4), self.0[1]);
+            vst1q_f32(to.add(8), self.0[2]);
+            vst1q_f32(to.add(12), self.0[3]);
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: the value proves NEON.
+        self.zip(other, |a, b| unsafe { vaddq_f32(a, b) })
+    }
+
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        // SAFETY: the value proves NEON.
+        self.zip(other, |a, b| unsafe { vsubq_f32(a, b) })
+    }
+
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        // SAFETY: the value proves NEON.
+        self.zip(other, |a, b| unsafe { vmulq_f32(a, b) })
+    }
+
+    #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        let ([a, b, c, d], [e, g, h, i], [j, k, l, m]) = (self.0, factor.0, term.0);
+        // SAFETY: the value proves NEON.
+        unsafe {
+            Neon([vfmaq_f32(j, a, e), vfmaq_f32(k, b, g), vfmaq_f32(l, c, h), vfmaq_f32(m, d, i)])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn quad(from: *const f32) -> Self::Quad {
+        // SAFETY: the caller has NEON and gives four readable values.
+        unsafe { vld1q_f32(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add_quad<const L: i32>(self, factors: Self::Quad, term: Self) -> Self {
+        let ([a, b, c, d], [j, k, l, m]) = (self.0, term.0);
+        // SAFETY: the value proves NEON.
+        unsafe {
+            Neon([
+                vfmaq_laneq_f32::<L>(j, a, factors),
+                vfmaq_laneq_f32::<L>(k, b, factors),
+                vfmaq_laneq_f32::<L>(l, c, factors),
+                vfmaq_laneq_f32::<L>(m, d, factors),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: the value proves NEON.
+        self.zip(other, |a, b| unsafe { vmaxq_f32(a, b) })
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let [a, b, c, d] = self.0;
+        // SAFETY: the value proves NEON.
+        unsafe { vaddvq_f32(vaddq_f32(vaddq_f32(a, b), vaddq_f32(c, d))) }
+    }
+
+    #[inline(always)]
+    fn prefetch(at: *const f32) {
+        // SAFETY: PRFM is part of every aarch64, never faults and changes no state.
+        unsafe {
+            std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) at, options(nostack, readonly, preserves_flags));
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! 3x3 convolutions, stride 1, padding 1, in float32 by Winograd's F(4x4, 3x3) (Lavin
+//! and Gray 2016): 36 multiplications where the direct form has 144.
+//!
+//! A tile of 4x4 outputs reads 6x6 inputs. With `d` the inputs and `g` the 3x3 weights,
+//! its outputs are `A^T [sum over channels of (G g G^T) * (B^T d B)] A`: the input
+//! transform gives each of 36 positions a matrix of channels by tiles, 36 matrix
+//! products follow, and the output transform adds bias, ReLU and a 2x2 max-pool.
+//!
+//! | what | layout |
+//! | --- | --- |
+//! | activations | `[C / 16, H, W, 16]`, see [`crate::layout`]; no border |
+//! | weights, packed once | `[36, panels, C_in, panel]`, a panel being one or two vectors of output channels |
+//! | transformed inputs | `[36, C_in / 16, tiles, 16]` |
+//! | products | `[36, C_out / 16, tiles, 16]` |
+//!
+//! Output channels are the vector lanes, and transformed inputs are broadcast: no
+//! transposition anywhere.
+
+use crate::aligned::{Aligned, from_first_line};
+use crate::isa::Isa;
+use crate::layout::{CHANNEL_BLOCK, blocked_len};
+use crate::parallel::{Parallel, Parts, share};
+
+mod instances;
+mod product;
+mod transform;
+
+use instances::Kernels;
+use transform::{Input, Output, POSITIONS, TILE};
+
+/// What follows a convolution, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Fuse {
+    /// Maximum with zero.
+    pub relu: bool,
+    /// 2x2 max-pool with stride 2; a last odd row or column is dropped.
+    pub pool: bool,
+}
+
+/// One convolution with its weights packed for an instruction set.
+pub struct Conv3x3 {
+    kernels: &'static Kernels,
+    out_channels: usize,
+    in_channels: usize,
+    weights: Aligned,
+    bias: Aligned,
+}
+
+impl Conv3x3 {
+    /// Packs `weights` (`[out_channels, in_channels, 3, 3]`, OIHW) and `bias`
+    /// (`[out_channels]`) for `isa`; four times the memory of `weights`.
+    ///
+    /// # Panics
+    ///
+    /// If the lengths do not fit each other.
+    pub fn new(
+        isa: Isa,
+        out_channels: usize,
+        in_channels: usize,
+        weights: &[f32],
+        bias: &[f32],
+    ) -> Conv3x3 {
+        assert!(
+            weights.len() == out_channels * in_channels * 9 && bias.len() == out_channels,
+            "Conv3x3: {} weights and {} biases for {out_channels} x {in_channels} x 3 x 3",
+            weights.len(),
+            bias.len()
+        );
+        let kernels = instances::of(isa);
+        let mut padded = Aligned::zeroed(out_channels.next_multiple_of(kernels.panel));
+        padded.as_mut_slice()[..out_channels].copy_from_slice(bias);
+        Conv3x3 {
+            kernels,
+            out_channels,
+            in_channels,
+            weights: pack(kernels.panel, out_channels, in_channels, weights),
+            bias: padded,
+        }
+    }
+
+    /// The kernel that runs, by instruction set, operation, type and tile.
+    pub fn kernel(&self) -> &'static str {
+        self.kernels.name
+    }
+
+    /// Output channels.
+    pub fn out_channels(&self) -> usize {
+        self.out_channels
+    }
+
+    /// Input channels.
+    pub fn in_channels(&self) -> usize {
+        self.in_channels
+    }
+
+    /// Bytes of the packed weights.
+    pub fn packed_bytes(&self) -> usize {
+        POSITIONS * self.panels() * self.in_blocks() * CHANNEL_BLOCK * self.kernels.panel * 4
+    }
+
+    /// How many elements of scratch memory [`Conv3x3::run`] needs for an input of this
+    /// size on as many threads.
+    pub fn scratch_len(&self, height: usize, width: usize, threads: usize) -> usize {
+        Plan::new(self, height, width, threads).scratch + CHANNEL_BLOCK
+    }
+
+    /// Convolves a blocked `input` of `in_channels` x `height` x `width` into `output`,
+    /// blocked too and of half the height and width, rounded down, if `fuse.pool`. Every
+    /// element of `output` is written; what `scratch` holds does not matter.
+    ///
+    /// # Panics
+    ///
+    /// If `input` or `output` has another length or `scratch` is shorter than
+    /// [`Conv3x3::scratch_len`] has it.
+    #[expect(clippy::too_many_arguments, reason = "five of them are one tensor each")]
+    pub fn run(
+        &self,
+        parallel: &dyn Parallel,
+        input: &[f32],
+        height: usize,
+        width: usize,
+        output: &mut [f32],
+        fuse: Fuse,
+        scratch: &mut [f32],
+    ) {
+        let (out_height, out_width) =
+            if fuse.pool { (height / 2, width / 2) } else { (height, width) };
+        check_length("input", input.len(), blocked_len(self.in_channels, height, width));
+        check_length("output", output.len(), blocked_len(self.out_channels, out_height, out_width));
+        let plan = Plan::new(self, height, width, parallel.threads());
+        let scratch = from_first_line(scratch);
+        assert!(
+            scratch.len() >= plan.scratch,
+            "Conv3x3: scratch of {} elements where {} are needed",
+            scratch.len(),
+            plan.scratch
+        );
+        Run {
+            conv: self,
+            plan: &plan,
+            input,
+            height,
+            width,
+            output: Parts::new(output),
+            fuse,
+            scratch: Parts::new(scratch),
+        }
+        .all(parallel);
+    }
+
+    fn in_blocks(&self) -> usize {
+        self.in_channels.div_ceil(CHANNEL_BLOCK)
+    }
+
+    fn out_blocks(&self) -> usize {
+        self.out_channels.div_ceil(CHANNEL_BLOCK)
+    }
+
+    fn panels(&self) -> usize {
+        self.out_channels.div_ceil(self.kernels.panel)
+    }
+}
+
+fn check_length(what: &str, found: usize, needed: usize) {
+    assert!(found == needed, "Conv3x3: {what} of {found} elements where {needed} are needed");
+}
+
+/// `[36, panels, C_in, panel]` of `G g G^T`, computed in float64 and rounded once.
+fn pack(panel: usize, out_channels: usize, in_channels: usize, weights: &[f32]) -> Aligned {
+    let panels = out_channels.div_ceil(panel);
+    let rows = in_channels.next_multiple_of(CHANNEL_BLOCK);
+    let mut packed = Aligned::zeroed(POSITIONS * panels * rows * panel);
+    let lanes = packed.as_mut_slice();
+    for (kernel, g) in weights.chunks_exact(9).enumerate() {
+        let (o, i) = (kernel / in_channels, kernel % in_channels);
+        for (position, value) in transform::weights(g).into_iter().enumerate() {
+            lanes[((position * panels + o / panel) * rows + i) * panel + o % panel] = value;
+        }
+    }
+    packed
+}
+
+/// Transformed input that should stay in a core's own cache, in elements.
+const CACHED: usize = 160 << 10;
+
+/// Fewer tiles than this are transformed once for all threads, because weights are
+/// then most of the traffic and each should be read once.
+const FEW_TILES: usize = 64;
+
+/// How a run is cut into parts.
+struct Plan {
+    tiles_wide: usize,
+    tiles: usize,
+    /// Tiles that go through all three stages together.
+    batch: usize,
+    /// Panels of output channels whose products are held together.
+    chunk: usize,
+    /// Whether all threads share one batch, and divide its panels among them.
+    shared: bool,
+    /// Elements from one position to the next of the transformed input, and of the
+    /// products: a line more than needed, so that positions fall into different sets
+    /// of the cache.
+    input_stride: usize,
+    product_stride: usize,
+    scratch: usize,
+}
+
+impl Plan {
+    fn new(conv: &Conv3x3, height: usize, width: usize, threads: usize) -> Plan {
+        let threads = threads.max(1);
+        let (tiles_high, tiles_wide) = (height.div_ceil(TILE), width.div_ceil(TILE));
+        let tiles = tiles_high * tiles_wide;
+        let shared = tiles <= FEW_TILES;
+        let group = conv.kernels.tiles();
+        let batch = if shared {
+            tiles
+        } else {
+            let most = CACHED / (POSITIONS * conv.in_blocks() * CHANNEL_BLOCK);
+            let most = (most / group * group).clamp(group, 2 * group);
+            let batches = tiles.div_ceil(most).next_multiple_of(threads);
+            tiles.div_ceil(batches)
+        };
+        let panels = conv.panels();
+        let chunk = if shared { panels.div_ceil(threads * 2) } else { 2.min(panels) }.max(1);
+        let input_stride = (conv.in_blocks() * batch + 1) * CHANNEL_BLOCK;
+        let product_stride = chunk * conv.kernels.panel * batch + CHANNEL_BLOCK;
+        let (inputs, products) = (POSITIONS * input_stride, POSITIONS * product_stride);
+        let scratch =
+            if shared { inputs + threads * products } else { threads * (inputs + products) };
+        Plan { tiles_wide, tiles, batch, chunk, shared, input_stride, product_stride, scratch }
+    }
+}
+
+/// One call of [`Conv3x3::run`].
+struct Run<'a> {
+    conv: &'a Conv3x3,
+    plan: &'a Plan,
+    input: &'a [f32],
+    height: usize,
+    width: usize,
+    output: Parts<'a>,
+    fuse: Fuse,
+    scratch: Parts<'a>,
+}
+
+impl Run<'_> {
+    fn all(&self, parallel: &dyn Parallel) {
+        let Plan { tiles, batch, chunk, shared, .. } = *self.plan;
+        if tiles == 0 {
+            return;
+        }
+        let (inputs, products) =
+            (POSITIONS * self.plan.input_stride, POSITIONS * self.plan.product_stride);
+        let (in_blocks, chunks) = (self.conv.in_blocks(), self.conv.panels().div_ceil(chunk));
+        if shared {
+            share(parallel, in_blocks, &|_, block| {
+                // SAFETY: each block is one item; the products begin after all inputs.
+                unsafe { self.transform_input(block, 0, tiles, 0) }
+            });
+            share(parallel, chunks, &|worker, chunk| {
+                // SAFETY: the inputs are only read now; each worker has its own products,
+                // and each chunk, which is one item, its own output channels.
+                unsafe { self.multiply(chunk, 0, tiles, 0, inputs + worker * products) }
+            });
+        } else {
+            share(parallel, tiles.div_ceil(batch), &|worker, item| {
+                let (first, at) = (item * batch, worker * (inputs + products));
+                let count = batch.min(tiles - first);
+                for block in 0..in_blocks {
+                    // SAFETY: each worker has its own part of the scratch.
+                    unsafe { self.transform_input(block, first, count, at) }
+                }
+                for chunk in 0..chunks {
+                    // SAFETY: as above, and each item has its own tiles of the output.
+                    unsafe { self.multiply(chunk, first, count, at, at + inputs) }
+                }
+            });
+        }
+    }
+
+    /// Transforms a block of input channels for `count` tiles into the scratch `at`.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else uses this block of the transformed input at `at`.
+    unsafe fn transform_input(&self, block: usize, first: usize, count: usize, at: usize) {
+        let Plan { tiles_wide, batch, input_stride, .. } = *self.plan;
+        let pixels = self.height * self.width * CHANNEL_BLOCK;
+        // SAFETY: the caller's, for the part from this block on.
+        let to = unsafe { self.scratch.at(at, POSITIONS * input_stride) };
+        let job = Input {
+            from: self.input[block * pixels..][..pixels].as_ptr(),
+            height: self.height,
+            width: self.width,
+            tiles_wide,
+            first,
+            count,
+            to: to.wrapping_add(block * batch * CHANNEL_BLOCK),
+            stride: input_stride,
+        };
+        // SAFETY: `from` is one block of the input; `to` has room for `count <= batch`
+        // tiles at each of 36 positions; the kernels are for this machine.
+        unsafe { (self.conv.kernels.input)(&job) }
+    }
+
+    /// Multiplies `count` transformed tiles at `inputs` with a chunk of output channels
+    /// into `products`, and transforms those into the output.
+    ///
+    /// # Safety
+    ///
+    /// Nobody writes the inputs or uses the products or these channels and tiles of the
+    /// output.
+    unsafe fn multiply(
+        &self,
+        chunk: usize,
+        first: usize,
+        count: usize,
+        inputs: usize,
+        products: usize,
+    ) {
+        let Plan { tiles_wide, batch, input_stride, product_stride, .. } = *self.plan;
+        let Conv3x3 { kernels, weights, bias, .. } = self.conv;
+        let (panels, in_blocks) = (self.conv.panels(), self.conv.in_blocks());
+        let vectors = kernels.panel / CHANNEL_BLOCK;
+        let first_panel = chunk * self.plan.chunk;
+        let last_panel = (first_panel + self.plan.chunk).min(panels);
+        // SAFETY: the caller's.
+        let (inputs, products) = unsafe {
+            (
+                self.scratch.at(inputs, POSITIONS * input_stride).cast_const(),
+                self.scratch.at(products, POSITIONS * product_stride),
+            )
+        };
+        let panel_size = in_blocks * CHANNEL_BLOCK * kernels.panel;
+        for position in 0..POSITIONS {
+            for panel in first_panel..last_panel {
+                let block = (panel - first_panel) * vectors;
+                let job = product::Product {
+                    weights: weights
+                        .as_ptr()
+                        .wrapping_add((position * panels + panel) * panel_size),
+                    inputs: inputs.wrapping_add(position * input_stride),
+                    in_blocks,
+                    stride: batch * CHANNEL_BLOCK,
+                    to: products
+                        .wrapping_add(position * product_stride + block * batch * CHANNEL_BLOCK),
+                };
+                // SAFETY: one panel of the packed weights; inputs and products of one
+                // position, for `count <= batch` tiles.
+                unsafe { kernels.multiply(&job, count) }
+            }
+        }
+        let (height, width) = (self.height, self.width);
+        let pixels = if self.fuse.pool { (height / 2) * (width / 2) } else { height * width };
+        let blocks = first_panel * vectors..(last_panel * vectors).min(self.conv.out_blocks());
+        for block in blocks {
+            // SAFETY: the caller's.
+            let to =
+                unsafe { self.output.at(block * pixels * CHANNEL_BLOCK, pixels * CHANNEL_BLOCK) };
+            let held = block - first_panel * vectors;
+            let job = Output {
+                from: products.wrapping_add(held * batch * CHANNEL_BLOCK),
+                stride: product_stride,
+                bias: bias.as_ptr().wrapping_add(block * CHANNEL_BLOCK),
+                fuse: self.fuse,
+                height,
+                width,
+                tiles_wide,
+                first,
+                count,
+                to,
+            };
+            // SAFETY: the products were just written; `to` is one block of the output.
+            unsafe { (kernels.output)(&job) }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The kernels of each instruction set.
+
+use super::product::{Product, product};
+use super::transform::{Input, Output, input, output};
+use crate::isa::{Isa, Kind};
+use crate::layout::CHANNEL_BLOCK;
+#[cfg(target_arch = "aarch64")]
+use crate::vector::neon::Neon;
+use crate::vector::plain::Plain;
+#[cfg(target_arch = "x86_64")]
+use crate::vector::{avx2::Avx2, avx512::Avx512};
+
+/// The stages of one instruction set.
+pub(super) struct Kernels {
+    pub(super) name: &'static str,
+    /// Output channels of a panel.
+    pub(super) panel: usize,
+    pub(super) input: unsafe fn(&Input),
+    /// For one tile, two tiles and so on.
+    product: &'static [unsafe fn(&Product)],
+    pub(super) output: unsafe fn(&Output),
+}
+
+impl Kernels {
+    /// Tiles that one product takes at most.
+    pub(super) fn tiles(&self) -> usize {
+        self.product.len()
+    }
+
+    /// A panel times `count` tiles, in as few and as equal parts as possible.
+    ///
+    /// # Safety
+    ///
+    /// The layouts of [`Product`] with at least `count` tiles.
+    pub(super) unsafe fn multiply(&self, job: &Product, count: usize) {
+        let parts = count.div_ceil(self.tiles());
+        for part in 0..parts {
+            let (first, end) = (count * part / parts, count * (part + 1) / parts);
+            let job = Product {
+                inputs: job.inputs.wrapping_add(first * CHANNEL_BLOCK),
+                to: job.to.wrapping_add(first * CHANNEL_BLOCK),
+                ..*job
+            };
+            // SAFETY: the caller's, for a part of the tiles; these kernels are only
+            // handed out where their instructions are.
+            unsafe { self.product[end - first - 1](&job) }
+        }
+    }
+}
+
+/// The kernels for `isa`.
+pub(super) fn of(isa: Isa) -> &'static Kernels {
+    match isa.kind() {
+        Kind::Plain => &plain::KERNELS,
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => &avx2::KERNELS,
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 => &avx512::KERNELS,
+        #[cfg(target_arch = "aarch64")]
+        Kind::Neon => &neon::KERNELS,
+    }
+}
+
+macro_rules! instance {
+    ($module:ident, $vector:ty, $panel:literal, $tiles:tt, $name:literal $(, $features:literal)?) => {
+        mod $module {
+            use super::*;
+
+            pub(super) static KERNELS: Kernels = Kernels {
+                name: $name,
+                panel: $panel * CHANNEL_BLOCK,
+                input: transform_input,
+                product: &instance!(@tiles $tiles),
+                output: transform_output,
+            };
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn transform_input(job: &Input) {
+                // SAFETY: this function has the features; the layouts are the caller's.
+                unsafe { input::<$vector>(job) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn multiply<const T: usize>(job: &Product) {
+                // SAFETY: this function has the features; the layouts are the caller's.
+                unsafe { product::<$vector, $panel, T>(job) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn transform_output(job: &Output) {
+                // SAFETY: this function has the features; the layouts are the caller's.
+                unsafe { output::<$vector>(job) }
+            }
+        }
+    };
+    (@tiles [$($tiles:literal)*]) => { [$(multiply::<$tiles>),*] };
+}
+
+instance!(plain, Plain, 1, [1 2 3 4], "plain_winograd43_f32_16x4");
+#[cfg(target_arch = "x86_64")]
+instance!(avx2, Avx2, 1, [1 2 3 4 5 6], "avx2_winograd43_f32_16x6", "avx2,fma");
+#[cfg(target_arch = "x86_64")]
+instance!(
+    avx512,
+    Avx512,
+    2,
+    [1 2 3 4 5 6 7 8 9 10 11 12 13 14],
+    "avx512_winograd43_f32_32x14",
+    "avx512f,avx512bw,avx512dq,avx512vl"
+);
+#[cfg(target_arch = "aarch64")]
+instance!(neon, Neon, 1, [1 2 3 4 5], "neon_winograd43_f32_16x5", "neon");

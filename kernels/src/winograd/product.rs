@@ -1,0 +1,80 @@
+//! The matrix product of one position: a panel of output channels by a few tiles, all
+//! sums in registers. Knows no transform.
+
+use crate::vector::{LANES, Vector};
+
+/// One panel times some tiles.
+pub(super) struct Product {
+    /// `[in_blocks * 16, panel]`
+    pub(super) weights: *const f32,
+    /// `[in_blocks, stride / 16, 16]`
+    pub(super) inputs: *const f32,
+    pub(super) in_blocks: usize,
+    /// Elements from one block of channels to the next, of inputs and results.
+    pub(super) stride: usize,
+    /// `[panel / 16, stride / 16, 16]`
+    pub(super) to: *mut f32,
+}
+
+/// How far ahead of their use weights are asked for, in elements.
+const AHEAD: usize = 2048;
+
+/// `T` tiles by a panel of `P` vectors.
+///
+/// # Safety
+///
+/// The instruction set of `V`; the layouts of [`Product`] with at least `T` tiles.
+#[inline(always)]
+pub(super) unsafe fn product<V: Vector, const P: usize, const T: usize>(job: &Product) {
+    // SAFETY: the caller has the instruction set; `inputs` and `weights` advance by a
+    // quad of channels each time, which ends at the end of the last block.
+    unsafe {
+        let mut sums = [[V::zero(); P]; T];
+        let mut weights = job.weights;
+        for block in 0..job.in_blocks {
+            let mut inputs = job.inputs.add(block * job.stride);
+            for _ in 0..LANES / 4 {
+                let quads: [V::Quad; T] =
+                    std::array::from_fn(|tile| V::quad(inputs.add(tile * LANES)));
+                step::<V, P, T, 0>(&mut sums, weights, &quads);
+                step::<V, P, T, 1>(&mut sums, weights, &quads);
+                step::<V, P, T, 2>(&mut sums, weights, &quads);
+                step::<V, P, T, 3>(&mut sums, weights, &quads);
+                weights = weights.add(4 * P * LANES);
+                inputs = inputs.add(4);
+            }
+        }
+        for (tile, sums) in sums.iter().enumerate() {
+            for (vector, sum) in sums.iter().enumerate() {
+                sum.store(job.to.add(vector * job.stride + tile * LANES));
+            }
+        }
+    }
+}
+
+/// One input channel, number `L` of a quad.
+///
+/// # Safety
+///
+/// The instruction set of `V`; four channels of weights.
+#[inline(always)]
+unsafe fn step<V: Vector, const P: usize, const T: usize, const L: i32>(
+    sums: &mut [[V; P]; T],
+    weights: *const f32,
+    quads: &[V::Quad; T],
+) {
+    let row = weights.wrapping_add(L as usize * P * LANES);
+    // SAFETY: the caller's.
+    let mut weights = [unsafe { V::load(row) }; P];
+    for (vector, weights) in weights.iter_mut().enumerate() {
+        V::prefetch(row.wrapping_add(vector * LANES + AHEAD));
+        // SAFETY: the caller's.
+        *weights = unsafe { V::load(row.add(vector * LANES)) };
+    }
+    for (sums, quad) in sums.iter_mut().zip(quads) {
+        for (sum, weights) in sums.iter_mut().zip(&weights) {
+            // SAFETY: the quad is still in memory.
+            *sum = unsafe { weights.mul_add_quad::<L>(*quad, *sum) };
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Progress for people, on stderr when that is a terminal; and Ctrl-C, which ends a step cleanly.
+//!
+//! The only user of crates indicatif and signal-hook.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::consts::TERM_SIGNALS;
+use signal_hook::flag;
+use vggd_models::progress::{Interrupted, Progress};
+
+pub(crate) struct Bar {
+    bar: ProgressBar,
+    stop: Arc<AtomicBool>,
+}
+
+impl Bar {
+    /// From here on the first SIGINT or SIGTERM asks the step to stop, the second ends the program.
+    pub(crate) fn new() -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in TERM_SIGNALS {
+            flag::register_conditional_default(*signal, Arc::clone(&stop))?;
+            flag::register(*signal, Arc::clone(&stop))?;
+        }
+        let style = "{bar:30} {binary_bytes:>9} of {binary_total_bytes}  {eta:>3} left  {msg}";
+        let style = ProgressStyle::with_template(style).expect("the template is constant");
+        let bar = ProgressBar::no_length().with_style(style);
+        Ok(Self { bar, stop })
+    }
+
+    pub(crate) fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Progress for Bar {
+    fn begin(&mut self, bytes: u64) {
+        self.bar.set_length(bytes);
+    }
+
+    fn now(&mut self, what: &str) {
+        self.bar.set_message(what.to_owned());
+    }
+
+    fn advance(&mut self, bytes: u64) -> Result<(), Interrupted> {
+        self.bar.inc(bytes);
+        if self.stop.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
+    }
+}

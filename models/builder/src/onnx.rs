@@ -1,0 +1,276 @@
+//! Graphs: VGG-19 in standard ONNX operators, its weights external.
+//!
+//! The only user of tract, and only of its protobuf types. Names are torchvision's: node
+//! `features.4` is the module that torchvision calls so, initializers are its parameters. An int8
+//! layer reads
+//!
+//! ```text
+//! classifier.0.weight.int8 [groups, 64] -+
+//! classifier.0.weight.scale [groups] ----+- DequantizeLinear, axis 0 - Reshape [N, K] - Gemm
+//! ```
+//!
+//! which is a scale per row and 64 columns without the blocked DequantizeLinear of opset 21, that
+//! few runtimes know.
+
+use prost::Message;
+use tract_onnx::pb::attribute_proto::AttributeType;
+use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
+use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
+use tract_onnx::pb::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
+    TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
+};
+
+use crate::parts::{Convolution, LinearWeight};
+use crate::tensor::Element;
+use crate::topology::{CONVOLUTIONS, LINEARS, POOLED};
+use crate::weights::External;
+
+/// Version of ONNX's file format: what goes with [`OPERATOR_SET`].
+pub const IR_VERSION: i64 = 8;
+
+/// Version of the standard operators.
+pub const OPERATOR_SET: i64 = 13;
+
+/// One variant.
+#[derive(Clone, Debug)]
+pub struct Graph {
+    /// What the variant is called.
+    pub name: String,
+    /// Height and width of `input`, a multiple of 32.
+    pub side: usize,
+    /// The 16 convolutions.
+    pub convolutions: Vec<Convolution>,
+    /// The 3 linear layers; the first has a column per number in the last feature map.
+    pub linears: Vec<Linear>,
+}
+
+/// A linear layer.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// Its weights.
+    pub weight: LinearWeight,
+    /// One number per output.
+    pub bias: External,
+}
+
+impl Graph {
+    /// The file: `input` [1, 3, side, side] to `logits` [1, classes].
+    pub fn encode(&self) -> Vec<u8> {
+        let classes = self.linears[2].bias.shape[0];
+        let mut body = Body { value: "input".to_owned(), ..Body::default() };
+        for (layer, index) in self.convolutions.iter().zip(CONVOLUTIONS) {
+            body.convolution(index, layer);
+        }
+        body.flatten();
+        for (layer, index) in self.linears.iter().zip(LINEARS) {
+            body.linear(index, layer);
+        }
+        let graph = GraphProto {
+            name: self.name.clone(),
+            node: body.nodes,
+            initializer: body.initializers,
+            input: vec![value_info("input", &[1, 3, self.side, self.side])],
+            output: vec![value_info("logits", &[1, classes])],
+            ..GraphProto::default()
+        };
+        let model = ModelProto {
+            ir_version: IR_VERSION,
+            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPERATOR_SET }],
+            producer_name: env!("CARGO_PKG_NAME").to_owned(),
+            producer_version: env!("CARGO_PKG_VERSION").to_owned(),
+            graph: Some(graph),
+            ..ModelProto::default()
+        };
+        model.encode_to_vec()
+    }
+
+    /// The weight files that it reads, each once, in the order of the layers.
+    pub fn files(&self) -> Vec<&str> {
+        let mut files = Vec::new();
+        for tensor in self.tensors() {
+            if !files.contains(&tensor.file.as_str()) {
+                files.push(&tensor.file);
+            }
+        }
+        files
+    }
+
+    /// Everything external that it reads.
+    pub fn tensors(&self) -> impl Iterator<Item = &External> {
+        let convolutions =
+            (self.convolutions.iter()).flat_map(|layer| [&layer.weight, &layer.bias]);
+        let linears = self.linears.iter().flat_map(|layer| {
+            let (weight, scales) = match &layer.weight {
+                LinearWeight::Float32(weight) => (weight, None),
+                LinearWeight::Int8 { values, scales } => (values, Some(scales)),
+            };
+            [weight, &layer.bias].into_iter().chain(scales)
+        });
+        convolutions.chain(linears)
+    }
+}
+
+/// A graph so far, as a chain: each node reads what the last one made.
+#[derive(Default)]
+struct Body {
+    nodes: Vec<NodeProto>,
+    initializers: Vec<TensorProto>,
+    value: String,
+}
+
+impl Body {
+    fn convolution(&mut self, index: usize, layer: &Convolution) {
+        let parameters = [self.external(&layer.weight), self.external(&layer.bias)];
+        let attributes = vec![ints("kernel_shape", &[3, 3]), ints("pads", &[1, 1, 1, 1])];
+        self.chain("Conv", format!("features.{index}"), &parameters, attributes);
+        self.chain("Relu", format!("features.{}", index + 1), &[], vec![]);
+        if POOLED.contains(&index) {
+            let attributes = vec![ints("kernel_shape", &[2, 2]), ints("strides", &[2, 2])];
+            self.chain("MaxPool", format!("features.{}", index + 2), &[], attributes);
+        }
+    }
+
+    fn flatten(&mut self) {
+        self.chain("Flatten", "flatten".to_owned(), &[], vec![]);
+    }
+
+    fn linear(&mut self, index: usize, layer: &Linear) {
+        let name = format!("classifier.{index}");
+        let weight = match &layer.weight {
+            LinearWeight::Float32(weight) => self.external(weight),
+            LinearWeight::Int8 { values, scales } => {
+                self.dequantize(&name, layer.bias.shape[0], values, scales)
+            }
+        };
+        let parameters = [weight, self.external(&layer.bias)];
+        self.chain("Gemm", name, &parameters, vec![int("transB", 1)]);
+        if index == LINEARS[2] {
+            let last = self.nodes.last_mut().expect("the layer was just added");
+            last.output = vec!["logits".to_owned()];
+        } else {
+            self.chain("Relu", format!("classifier.{}", index + 1), &[], vec![]);
+        }
+    }
+
+    fn dequantize(
+        &mut self,
+        layer: &str,
+        rows: usize,
+        values: &External,
+        scales: &External,
+    ) -> String {
+        let columns = values.length as usize / rows;
+        let inputs = vec![self.external(values), self.external(scales)];
+        let groups = format!("{layer}.weight.groups");
+        let name = format!("{layer}.weight.dequantize");
+        let attributes = vec![int("axis", 0)];
+        self.node("DequantizeLinear", name, inputs, groups.clone(), attributes);
+
+        let shape = format!("{layer}.weight.shape");
+        let lengths = [rows as i64, columns as i64];
+        self.initializers.push(TensorProto {
+            name: shape.clone(),
+            data_type: DataType::Int64.into(),
+            dims: vec![2],
+            raw_data: lengths.iter().flat_map(|n| n.to_le_bytes()).collect(),
+            ..TensorProto::default()
+        });
+        let name = format!("{layer}.weight.reshape");
+        let weight = format!("{layer}.weight");
+        self.node("Reshape", name, vec![groups, shape], weight.clone(), vec![]);
+        weight
+    }
+
+    fn chain(
+        &mut self,
+        operator: &str,
+        name: String,
+        parameters: &[String],
+        attributes: Vec<AttributeProto>,
+    ) {
+        let mut inputs = vec![std::mem::replace(&mut self.value, name.clone())];
+        inputs.extend_from_slice(parameters);
+        self.node(operator, name.clone(), inputs, name, attributes);
+    }
+
+    fn node(
+        &mut self,
+        operator: &str,
+        name: String,
+        input: Vec<String>,
+        output: String,
+        attribute: Vec<AttributeProto>,
+    ) {
+        self.nodes.push(NodeProto {
+            op_type: operator.to_owned(),
+            name,
+            input,
+            output: vec![output],
+            attribute,
+            ..NodeProto::default()
+        });
+    }
+
+    fn external(&mut self, tensor: &External) -> String {
+        let entries = [
+            ("location", tensor.file.clone()),
+            ("offset", tensor.offset.to_string()),
+            ("length", tensor.length.to_string()),
+        ];
+        let element = match tensor.element {
+            Element::Float32 => DataType::Float,
+            Element::Int8 => DataType::Int8,
+        };
+        self.initializers.push(TensorProto {
+            name: tensor.name.clone(),
+            data_type: element.into(),
+            dims: tensor.shape.iter().map(|&length| length as i64).collect(),
+            data_location: Some(DataLocation::External.into()),
+            external_data: (entries.into_iter())
+                .map(|(key, value)| StringStringEntryProto { key: key.to_owned(), value })
+                .collect(),
+            ..TensorProto::default()
+        });
+        tensor.name.clone()
+    }
+}
+
+fn int(name: &str, value: i64) -> AttributeProto {
+    AttributeProto {
+        name: name.to_owned(),
+        r#type: AttributeType::Int.into(),
+        i: value,
+        ..AttributeProto::default()
+    }
+}
+
+fn ints(name: &str, values: &[i64]) -> AttributeProto {
+    AttributeProto {
+        name: name.to_owned(),
+        r#type: AttributeType::Ints.into(),
+        ints: values.to_owned(),
+        ..AttributeProto::default()
+    }
+}
+
+fn value_info(name: &str, shape: &[usize]) -> ValueInfoProto {
+    let dim = (shape.iter())
+        .map(|&length| Dimension {
+            value: Some(dimension::Value::DimValue(length as i64)),
+            ..Dimension::default()
+        })
+        .collect();
+    let tensor = type_proto::Tensor {
+        elem_type: DataType::Float.into(),
+        shape: Some(TensorShapeProto { dim }),
+    };
+    ValueInfoProto {
+        name: name.to_owned(),
+        r#type: Some(TypeProto {
+            value: Some(type_proto::Value::TensorType(tensor)),
+            ..TypeProto::default()
+        }),
+        ..ValueInfoProto::default()
+    }
+}

@@ -1,0 +1,118 @@
+//! A tiny VGG-19 for tests: the whole topology, few channels, weights out of a generator.
+//!
+//! It recognises nothing, but is a network all the same: numbers neither vanish nor explode on
+//! their way through 19 layers, and different photos get different answers.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::import::{Import, ImportError, import};
+use crate::labels;
+use crate::set::WriteError;
+use crate::source;
+use crate::tensor::Tensor;
+use crate::topology::{BASELINE_SIDE, CONVOLUTIONS, LINEARS, Topology};
+
+/// Widths of the tiny network, 600,000 parameters.
+pub fn topology(classes: usize) -> Topology {
+    Topology {
+        channels: [16, 16, 16, 16, 16, 16, 16, 16, 32, 32, 32, 32, 64, 64, 64, 64],
+        hidden: [128, 128],
+        classes,
+    }
+}
+
+/// Writes the tiny network as a safetensors file, the same one every time.
+///
+/// # Errors
+/// Whatever the file system gives.
+pub fn write(path: &Path, classes: usize) -> io::Result<()> {
+    source::write(path, &tensors(&topology(classes)))
+}
+
+/// Makes a model set of the tiny network: `folder/set`, which is returned, and what it is imported
+/// from, `folder/tiny.safetensors` and `folder/labels.txt`.
+///
+/// # Errors
+/// [`ImportError`].
+pub fn set(folder: &Path, classes: usize) -> Result<PathBuf, ImportError> {
+    let request = Import {
+        source: folder.join("tiny.safetensors"),
+        labels: folder.join("labels.txt"),
+        out: folder.join("set"),
+        name: "tiny".to_owned(),
+        force: false,
+    };
+    write(&request.source, classes).map_err(WriteError::io(&request.source))?;
+    let text = labels::text(&labels(classes));
+    fs::write(&request.labels, text).map_err(WriteError::io(&request.labels))?;
+    import(&request, &mut ())?;
+    Ok(request.out)
+}
+
+/// Labels for it: `class 0`, `class 1` and so on.
+pub fn labels(classes: usize) -> Vec<String> {
+    (0..classes).map(|class| format!("class {class}")).collect()
+}
+
+/// Random weights under torchvision's names.
+///
+/// Each filter's weights add up to zero and have the variance 3 / fan-in: activations after a ReLU
+/// have all much the same mean, and a filter that sees it gives the same answer to every photo.
+pub fn tensors(topology: &Topology) -> BTreeMap<String, Tensor<'static>> {
+    let mut random = Random::new(19);
+    let mut tensors = BTreeMap::new();
+    let convolutions = (CONVOLUTIONS.into_iter())
+        .zip(topology.convolution_inputs())
+        .zip(topology.channels)
+        .map(|((index, inputs), outputs)| {
+            let shape = vec![outputs, inputs, 3, 3];
+            (format!("features.{index}"), shape)
+        });
+    let linears = (LINEARS.into_iter())
+        .zip(topology.linear_inputs(BASELINE_SIDE))
+        .zip(topology.linear_outputs())
+        .map(|((index, inputs), outputs)| (format!("classifier.{index}"), vec![outputs, inputs]));
+    for (name, shape) in convolutions.chain(linears) {
+        let fan_in = shape[1..].iter().product();
+        let gain = (3.0 / fan_in as f32).sqrt();
+        let mut weights = Vec::new();
+        for _ in 0..shape[0] {
+            let row: Vec<f32> = (0..fan_in).map(|_| gain * random.normal()).collect();
+            let mean = row.iter().sum::<f32>() / fan_in as f32;
+            weights.extend(row.iter().map(|weight| weight - mean));
+        }
+        let biases = (0..shape[0]).map(|_| 0.05 * random.normal()).collect();
+        let bias = Tensor::new(vec![shape[0]], biases);
+        tensors.insert(format!("{name}.bias"), bias);
+        tensors.insert(format!("{name}.weight"), Tensor::new(shape, weights));
+    }
+    tensors
+}
+
+/// Numbers that look random and are the same every time: SplitMix64 (Steele et al., 2014).
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// The sequence number `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next one, evenly from 0 up to, not including, 1.
+    pub fn uniform(&mut self) -> f32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((bits ^ (bits >> 31)) >> 40) as f32 / (1 << 24) as f32
+    }
+
+    /// The next one, of mean 0 and variance 1, a sum of twelve even ones.
+    pub fn normal(&mut self) -> f32 {
+        (0..12).map(|_| self.uniform()).sum::<f32>() - 6.0
+    }
+}

@@ -1,0 +1,519 @@
+//! The configuration: `config/default.toml`, then a file, then the environment.
+//!
+//! Owns every key, its default and its validation; it is the only user of crate `config`. It opens
+//! nothing that the keys point to.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Every key, commented, with its default value.
+pub const DEFAULT: &str = include_str!("../config/default.toml");
+
+/// Where a packaged daemon looks when no file is named.
+pub const DEFAULT_PATH: &str = "/etc/vggd/vggd.toml";
+
+/// Keys that a running daemon takes over at once when its file changes.
+pub const LIVE: [&str; 1] = ["model.variant"];
+
+const ENVIRONMENT: &str = "VGGD";
+const SEPARATOR: &str = "__";
+
+/// A valid configuration. The keys are documented in `config/default.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Config {
+    pub source: Source,
+    pub model: Model,
+    pub mqtt: Mqtt,
+    pub log: Log,
+    /// The file or environment variable of each key that is not at its default.
+    #[serde(skip)]
+    origins: BTreeMap<String, String>,
+}
+
+/// Section `[source]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Source {
+    pub kind: SourceKind,
+    pub directory: PathBuf,
+    pub afterwards: Afterwards,
+    settle_ms: u64,
+    max_file_mb: u64,
+    decode_memory_mb: u64,
+}
+
+/// Where frames come from.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    /// Photos put into a folder.
+    Directory,
+}
+
+/// What becomes of a photo whose prediction was acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Afterwards {
+    /// It moves to `done/`.
+    Archive,
+    /// It is removed.
+    Delete,
+}
+
+/// Section `[model]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Model {
+    pub set: PathBuf,
+    pub variant: String,
+    budget_ms: f64,
+    pub threads: usize,
+}
+
+/// Section `[mqtt]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Mqtt {
+    pub host: String,
+    pub port: u16,
+    topic: String,
+    client_id: String,
+    username: String,
+    password_file: PathBuf,
+    keep_alive_s: u16,
+}
+
+/// Section `[log]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Log {
+    pub level: Level,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl Source {
+    /// How long an unwatched photo must be unchanged to count as complete.
+    pub fn settle(&self) -> Duration {
+        Duration::from_millis(self.settle_ms)
+    }
+
+    /// Largest photo that is read, in bytes.
+    pub fn max_file(&self) -> u64 {
+        self.max_file_mb << 20
+    }
+
+    /// Most memory that decoding a photo may take, in bytes.
+    pub fn decode_memory(&self) -> u64 {
+        self.decode_memory_mb << 20
+    }
+}
+
+impl Model {
+    /// The latency budget of a frame, if there is one.
+    pub fn budget(&self) -> Option<Duration> {
+        (self.budget_ms > 0.0).then(|| Duration::from_secs_f64(self.budget_ms / 1e3))
+    }
+}
+
+impl Mqtt {
+    /// What all topics start with, without a slash at its end.
+    pub fn topic(&self) -> String {
+        self.topic.replace("{host}", &host_name())
+    }
+
+    /// How the broker knows this client.
+    pub fn client_id(&self) -> String {
+        match self.client_id.as_str() {
+            "" => format!("vggd-{}-{}", host_name(), std::process::id()),
+            id => id.to_owned(),
+        }
+    }
+
+    /// User name and password, if the broker wants them. The file is read anew at each call.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the password file that cannot be read.
+    pub fn login(&self) -> Result<Option<(String, String)>, ConfigError> {
+        if self.username.is_empty() {
+            return Ok(None);
+        }
+        let password = match self.password_file.as_os_str().is_empty() {
+            true => String::new(),
+            false => fs::read_to_string(&self.password_file).map_err(|error| {
+                let value = self.password_file.display();
+                ConfigError::new("mqtt.password_file", value, error)
+            })?,
+        };
+        let line = password.lines().next().unwrap_or_default();
+        Ok(Some((self.username.clone(), line.to_owned())))
+    }
+
+    /// Longest silence towards the broker.
+    pub fn keep_alive(&self) -> Duration {
+        Duration::from_secs(self.keep_alive_s.into())
+    }
+}
+
+/// What is wrong, and where: a person must change that file or variable.
+#[derive(Clone, Debug, Error, PartialEq)]
+#[error("{}{message}", origin.as_ref().map(|origin| format!("{origin}: ")).unwrap_or_default())]
+pub struct ConfigError {
+    /// The file or environment variable, if known.
+    pub origin: Option<String>,
+    /// The key, the value and what is wrong with it.
+    pub message: String,
+}
+
+impl ConfigError {
+    /// An error about the value of `key`.
+    pub fn new(key: &str, value: impl std::fmt::Display, problem: impl std::fmt::Display) -> Self {
+        Self { origin: None, message: format!("{key} = '{value}': {problem}") }
+    }
+
+    fn at(mut self, origin: String) -> Self {
+        self.origin = Some(origin);
+        self
+    }
+}
+
+impl Config {
+    /// The defaults, then `file` if there is one, then the environment.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the file or variable, the key and the value.
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let environment: BTreeMap<String, String> = std::env::vars()
+            .filter(|(name, _)| name.starts_with(&format!("{ENVIRONMENT}{SEPARATOR}")))
+            .collect();
+        Self::load_from(file, environment)
+    }
+
+    fn load_from(
+        file: Option<&Path>,
+        environment: BTreeMap<String, String>,
+    ) -> Result<Self, ConfigError> {
+        let known = toml::from_str(DEFAULT).expect("default.toml is TOML");
+        let mut written = toml::Table::new();
+        if let Some(path) = file {
+            written = read(path)?;
+            check_keys(&written, &known, "")
+                .map_err(|error| error.at(path.display().to_string()))?;
+        }
+        for name in environment.keys() {
+            let key = key_of_variable(name);
+            if lookup(&known, &key).is_none_or(toml::Value::is_table) {
+                let message = unknown(&key, &known);
+                return Err(ConfigError { origin: Some(name.clone()), message });
+            }
+        }
+        let file = file.map(|path| path.display().to_string()).unwrap_or_default();
+        let in_file = flatten(&written).into_keys().map(|key| (key, file.clone()));
+        let mut origins: BTreeMap<String, String> = in_file.collect();
+        origins.extend(environment.keys().map(|name| (key_of_variable(name), name.clone())));
+
+        let text = toml::to_string(&written).expect("parsed TOML can be written");
+        let variables = config::Environment::with_prefix(ENVIRONMENT)
+            .prefix_separator(SEPARATOR)
+            .separator(SEPARATOR)
+            .source(Some(environment.clone().into_iter().collect()));
+        let mut config: Self = config::Config::builder()
+            .add_source(config::File::from_str(DEFAULT, config::FileFormat::Toml))
+            .add_source(config::File::from_str(&text, config::FileFormat::Toml))
+            .add_source(variables)
+            .build()
+            .and_then(config::Config::try_deserialize)
+            .map_err(|error| explain(&error, &origins, &environment, &written))?;
+        config.origins = origins;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// An error about the value of `key`, with the file or variable that the value comes from.
+    pub fn wrong(
+        &self,
+        key: &str,
+        value: impl std::fmt::Display,
+        problem: impl std::fmt::Display,
+    ) -> ConfigError {
+        ConfigError {
+            origin: self.origins.get(key).cloned(),
+            ..ConfigError::new(key, value, problem)
+        }
+    }
+
+    /// The keys whose values differ between two configurations.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let flat = |config: &Self| {
+            let table = toml::Table::try_from(config).expect("a configuration is TOML");
+            flatten(&table)
+        };
+        let (mine, theirs) = (flat(self), flat(other));
+        mine.into_iter()
+            .filter(|(key, value)| theirs.get(key) != Some(value))
+            .map(|(key, _)| key)
+            .collect()
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let check =
+            |holds: bool, key: &str, value: &dyn std::fmt::Display, problem: &str| match holds {
+                true => Ok(()),
+                false => Err(self.wrong(key, value, problem)),
+            };
+        let Self { source, model, mqtt, .. } = self;
+        let directory = source.directory.display();
+        let named = !source.directory.as_os_str().is_empty();
+        check(named, "source.directory", &directory, "names no folder")?;
+        let megabytes = 1..=1 << 20;
+        let range = "must be from 1 to 1048576";
+        let file = source.max_file_mb;
+        check(megabytes.contains(&file), "source.max_file_mb", &file, range)?;
+        let memory = source.decode_memory_mb;
+        check(megabytes.contains(&memory), "source.decode_memory_mb", &memory, range)?;
+        let settle = source.settle_ms;
+        check(settle <= 3_600_000, "source.settle_ms", &settle, "must be at most 3600000")?;
+
+        let set = model.set.display();
+        check(!model.set.as_os_str().is_empty(), "model.set", &set, "names no folder")?;
+        check(!model.variant.is_empty(), "model.variant", &"", "names no variant")?;
+        let budget = model.budget_ms;
+        let sane = (0.0..=3.6e6).contains(&budget);
+        check(sane, "model.budget_ms", &budget, "must be from 0 to 3600000")?;
+        check(model.threads <= 256, "model.threads", &model.threads, "must be at most 256")?;
+
+        check(!mqtt.host.is_empty(), "mqtt.host", &"", "names no broker")?;
+        check(mqtt.port != 0, "mqtt.port", &mqtt.port, "must be from 1 to 65535")?;
+        let topic = mqtt.topic.as_str();
+        let plain = !topic.is_empty() && !topic.contains(['+', '#', '\0']);
+        check(plain, "mqtt.topic", &topic, "must not be empty nor have + or # in it")?;
+        let inner = !topic.starts_with(['/', '$']) && !topic.ends_with('/');
+        check(inner, "mqtt.topic", &topic, "must not start with / or $ nor end with /")?;
+        let orphan = mqtt.username.is_empty() && !mqtt.password_file.as_os_str().is_empty();
+        let file = mqtt.password_file.display();
+        check(!orphan, "mqtt.password_file", &file, "needs mqtt.username")?;
+        let keep_alive = mqtt.keep_alive_s;
+        check(keep_alive >= 5, "mqtt.keep_alive_s", &keep_alive, "must be at least 5")
+    }
+}
+
+fn read(path: &Path) -> Result<toml::Table, ConfigError> {
+    let origin = Some(path.display().to_string());
+    let text = fs::read_to_string(path)
+        .map_err(|error| ConfigError { origin: origin.clone(), message: error.to_string() })?;
+    toml::from_str(&text)
+        .map_err(|error| ConfigError { origin, message: error.to_string().trim_end().to_owned() })
+}
+
+fn key_of_variable(name: &str) -> String {
+    let key = name.trim_start_matches(ENVIRONMENT).trim_start_matches(SEPARATOR);
+    key.replace(SEPARATOR, ".").to_lowercase()
+}
+
+fn lookup<'a>(table: &'a toml::Table, key: &str) -> Option<&'a toml::Value> {
+    match key.split_once('.') {
+        None => table.get(key),
+        Some((section, rest)) => lookup(table.get(section)?.as_table()?, rest),
+    }
+}
+
+fn flatten(table: &toml::Table) -> BTreeMap<String, toml::Value> {
+    let mut flat = BTreeMap::new();
+    for (key, value) in table {
+        match value {
+            toml::Value::Table(inner) => {
+                let inner = flatten(inner).into_iter();
+                flat.extend(inner.map(|(rest, value)| (format!("{key}.{rest}"), value)));
+            }
+            value => drop(flat.insert(key.clone(), value.clone())),
+        }
+    }
+    flat
+}
+
+/// Every key of `written` must be one of `known`, and a section only where a section is known.
+fn check_keys(
+    written: &toml::Table,
+    known: &toml::Table,
+    section: &str,
+) -> Result<(), ConfigError> {
+    for (name, value) in written {
+        let key = format!("{section}{name}");
+        let message = match (known.get(name), value) {
+            (Some(toml::Value::Table(known)), toml::Value::Table(inner)) => {
+                check_keys(inner, known, &format!("{key}."))?;
+                continue;
+            }
+            (Some(toml::Value::Table(_)), value) => {
+                format!("{key} = '{value}': is a section, write [{key}]")
+            }
+            (Some(_), toml::Value::Table(_)) => format!("{key} is a key, not a section"),
+            (Some(_), _) => continue,
+            (None, toml::Value::Table(_)) => unknown(&key, known),
+            (None, value) => format!("{} (its value is '{value}')", unknown(&key, known)),
+        };
+        return Err(ConfigError { origin: None, message });
+    }
+    Ok(())
+}
+
+fn unknown(key: &str, known: &toml::Table) -> String {
+    let name = key.rsplit('.').next().unwrap_or(key);
+    let known = flatten(known).into_keys().collect::<Vec<_>>();
+    let close = known
+        .iter()
+        .map(|known| (distance(name, known.rsplit('.').next().unwrap_or(known)), known))
+        .min()
+        .filter(|(distance, _)| *distance <= 2);
+    match close {
+        Some((_, close)) => format!("unknown key '{key}', did you mean '{close}'?"),
+        None => format!("unknown key '{key}'; `vggd defaults` lists all keys"),
+    }
+}
+
+/// Levenshtein distance.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.chars().enumerate() {
+            let change = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.chars().count()]
+}
+
+/// Says which file or variable holds the value that has the wrong type.
+fn explain(
+    error: &config::ConfigError,
+    origins: &BTreeMap<String, String>,
+    environment: &BTreeMap<String, String>,
+    written: &toml::Table,
+) -> ConfigError {
+    let (key, problem) = match error {
+        config::ConfigError::Type { key: Some(key), expected, .. } => {
+            (key.clone(), format!("expected {expected}"))
+        }
+        config::ConfigError::At { key: Some(key), error, .. } => (key.clone(), error.to_string()),
+        other => {
+            let message = other.to_string();
+            return ConfigError { origin: None, message };
+        }
+    };
+    let variable = environment.iter().find(|(name, _)| key_of_variable(name) == key);
+    let value = match (variable, lookup(written, &key)) {
+        (Some((_, value)), _) => value.clone(),
+        (None, Some(toml::Value::String(value))) => value.clone(),
+        (None, Some(value)) => value.to_string(),
+        (None, None) => String::new(),
+    };
+    let mut explained = ConfigError::new(&key, value, problem);
+    explained.origin = origins.get(&key).cloned();
+    explained
+}
+
+fn host_name() -> String {
+    let name = rustix::system::uname();
+    let name = name.nodename().to_string_lossy();
+    name.split('.').next().unwrap_or("localhost").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vggd.toml");
+        fs::write(&path, text).unwrap();
+        let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        Config::load_from(Some(&path), variables.collect())
+            .map_err(|error| error.to_string().replace(&path.display().to_string(), "FILE"))
+    }
+
+    #[test]
+    fn defaults_are_valid_and_later_layers_win() {
+        let default = Config::load_from(None, BTreeMap::new()).unwrap();
+        assert_eq!(default.model.variant, "baseline");
+        assert_eq!(default.model.budget(), None);
+        assert!(default.differences(&default).is_empty());
+
+        let text = "[model]\nvariant = 'scaled'\nbudget_ms = 80\n[mqtt]\nport = 1884";
+        let file = load(text, &[]).unwrap();
+        assert_eq!(file.model.variant, "scaled");
+        assert_eq!(file.model.budget(), Some(Duration::from_millis(80)));
+        assert_eq!(file.mqtt.host, default.mqtt.host);
+        let changed = ["model.budget_ms", "model.variant", "mqtt.port"];
+        assert_eq!(file.differences(&default), changed);
+
+        let variables = [("VGGD__MODEL__VARIANT", "quantized"), ("VGGD__MQTT__PORT", "1885")];
+        let both = load(text, &variables).unwrap();
+        assert_eq!((both.model.variant.as_str(), both.mqtt.port), ("quantized", 1885));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_origin() {
+        let cases: [(&str, &[(&str, &str)], &str); 14] = [
+            ("[model\n", &[], "FILE: TOML parse error at line 1, column 7"),
+            (
+                "[model]\nvairant = 'x'",
+                &[],
+                "FILE: unknown key 'model.vairant', did you mean 'model.variant'?",
+            ),
+            ("[models]\nset = 'x'", &[], "FILE: unknown key 'models'"),
+            ("model = 3", &[], "FILE: model = '3': is a section, write [model]"),
+            ("[mqtt.port]\nx = 1", &[], "FILE: mqtt.port is a key, not a section"),
+            ("[mqtt]\nport = 'abc'", &[], "FILE: mqtt.port = 'abc': "),
+            ("[mqtt]\nport = 70000", &[], "FILE: mqtt.port = '70000': "),
+            ("[source]\nkind = 'tape'", &[], "FILE: source.kind = 'tape': "),
+            ("[model]\nbudget_ms = -1", &[], "FILE: model.budget_ms = '-1': must be from 0"),
+            ("[model]\nbudget_ms = nan", &[], "FILE: model.budget_ms = 'NaN': must be from 0"),
+            ("[mqtt]\ntopic = 'a/#'", &[], "FILE: mqtt.topic = 'a/#': must not"),
+            (
+                "[mqtt]\npassword_file = '/p'",
+                &[],
+                "FILE: mqtt.password_file = '/p': needs mqtt.username",
+            ),
+            (
+                "",
+                &[("VGGD__MODEL__THREADS", "many")],
+                "VGGD__MODEL__THREADS: model.threads = 'many': ",
+            ),
+            (
+                "",
+                &[("VGGD__MODEL__THREAD", "2")],
+                "VGGD__MODEL__THREAD: unknown key 'model.thread', did you mean",
+            ),
+        ];
+        for (text, variables, expected) in cases {
+            let error = load(text, variables).expect_err(text);
+            assert!(error.starts_with(expected), "{text:?} gave: {error}");
+        }
+        let missing = Config::load_from(Some(Path::new("/none/vggd.toml")), BTreeMap::new());
+        let missing = missing.unwrap_err().to_string();
+        assert!(missing.starts_with("/none/vggd.toml: No such file"), "{missing}");
+    }
+}

@@ -1,0 +1,148 @@
+//! The wire format: what vggd says over MQTT and with `--json`. Values only; it knows no transport.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the messages, in each of them as `schema`.
+pub const SCHEMA: u32 = 1;
+
+/// How many classes a prediction names.
+pub const TOP: usize = 5;
+
+/// Message on `prediction`: the answer for one frame.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Prediction {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The same for the same photo even when it is classified again after a crash, so that a
+    /// receiver can drop repeats.
+    pub id: String,
+    /// Counts predictions from 1 since the daemon started.
+    pub sequence: u64,
+    /// Kind of source: `directory`.
+    pub source: &'static str,
+    /// Name of the photo in its directory.
+    pub file: String,
+    /// When the photo was written, RFC 3339, UTC.
+    pub captured_at: String,
+    /// Which variant answered.
+    pub variant: String,
+    /// The likeliest classes, the likeliest first.
+    pub top: Vec<Class>,
+    /// Where the time went.
+    pub timings_ms: Timings,
+    /// The budget, if one is set.
+    pub budget_ms: Option<f64>,
+    /// Whether the budget was kept, if one is set. The photo's time in the queue does not count.
+    pub in_time: Option<bool>,
+    /// True when the message was sent before and no acknowledgement came.
+    pub replayed: bool,
+}
+
+/// Message on `error`: a photo that cannot be classified, or a change that was refused.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Failure {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// When, RFC 3339, UTC.
+    pub at: String,
+    /// `photo`, `configuration` or `model`.
+    pub kind: &'static str,
+    /// The photo's name, for kind `photo`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// What was wrong.
+    pub message: String,
+}
+
+/// One class with the network's belief in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Class {
+    /// Index of the class.
+    pub class: usize,
+    /// Its line in `labels.txt`.
+    pub label: String,
+    /// Softmax of its logit, 0..1.
+    pub probability: f64,
+}
+
+/// Milliseconds of each stage; the first four add up to `total`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timings {
+    /// Between being found and being taken off the queue.
+    pub wait: f64,
+    /// Reading and decoding.
+    pub decode: f64,
+    /// Resizing, cropping and normalising.
+    pub preprocess: f64,
+    /// The network.
+    pub inference: f64,
+    /// All of them.
+    pub total: f64,
+}
+
+impl Timings {
+    /// Timings of the four stages, in the order in which they happen.
+    pub fn new(stages: [Duration; 4]) -> Self {
+        let [wait, decode, preprocess, inference] = stages.map(milliseconds);
+        let total = round(wait + decode + preprocess + inference, 3);
+        Self { wait, decode, preprocess, inference, total }
+    }
+}
+
+/// The `count` classes with the largest logits, by softmax, the likeliest first; of equals the one
+/// with the smaller index first.
+pub fn top_k(logits: &[f32], labels: &[String], count: usize) -> Vec<Class> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |logit: f32| f64::from(logit - largest).exp();
+    let sum: f64 = logits.iter().map(|&logit| weight(logit)).sum();
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+    order
+        .into_iter()
+        .take(count)
+        .map(|class| Class {
+            class,
+            label: labels[class].clone(),
+            probability: round(weight(logits[class]) / sum, 6),
+        })
+        .collect()
+}
+
+/// A duration in milliseconds, to a microsecond.
+pub fn milliseconds(duration: Duration) -> f64 {
+    round(duration.as_secs_f64() * 1e3, 3)
+}
+
+/// A point in time as RFC 3339, UTC, to a millisecond.
+pub fn timestamp(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+fn round(value: f64, digits: i32) -> f64 {
+    let scale = 10f64.powi(digits);
+    (value * scale).round() / scale
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn top_k_is_softmax_in_order() {
+        let labels: Vec<String> = ["a", "b", "c"].map(str::to_owned).into();
+        let top = top_k(&[1000.0, 1000.0 + 2f32.ln(), 0.0], &labels, 5);
+        let found: Vec<_> = top.iter().map(|c| (c.class, c.label.as_str())).collect();
+        assert_eq!(found, [(1, "b"), (0, "a"), (2, "c")]);
+        assert!((top[0].probability - 2.0 / 3.0).abs() < 1e-4);
+        assert_eq!(top[2].probability, 0.0);
+        assert_eq!(top_k(&[3.0, 3.0, 3.0], &labels, 1)[0].class, 0);
+    }
+
+    #[test]
+    fn timings_add_up() {
+        let timings = Timings::new([1500, 250, 4, 90].map(Duration::from_micros));
+        assert_eq!((timings.wait, timings.total), (1.5, 1.844));
+    }
+}

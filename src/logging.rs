@@ -1,0 +1,94 @@
+//! Logging: fields and a short sentence, to the journal when stdout leads there, else to stderr.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+
+use systemd_journal_logger::JournalLog;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::config;
+
+/// Starts logging at `level`, or at what the environment variable RUST_LOG says.
+///
+/// # Panics
+/// When called twice.
+pub fn start(level: config::Level) {
+    let level = match level {
+        config::Level::Error => "error",
+        config::Level::Warn => "warn",
+        config::Level::Info => "info",
+        config::Level::Debug => "debug",
+        config::Level::Trace => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let registry = tracing_subscriber::registry().with(filter);
+    match journal() {
+        Some(journal) => registry.with(journal).init(),
+        None => {
+            let format = tracing_subscriber::fmt::layer()
+                .with_writer(io::stderr)
+                .with_ansi(io::stderr().is_terminal())
+                .with_target(false);
+            registry.with(format).init();
+        }
+    }
+}
+
+fn journal() -> Option<Journal> {
+    let stream = std::env::var("JOURNAL_STREAM").ok()?;
+    let stdout = io::stdout().as_fd().try_clone_to_owned().ok()?;
+    let stdout = File::from(stdout).metadata().ok()?;
+    let leads_there = stream == format!("{}:{}", stdout.dev(), stdout.ino());
+    let journal = leads_there.then(JournalLog::new)?.ok()?;
+    Some(Journal(journal.with_syslog_identifier("vggd".to_owned())))
+}
+
+/// Hands each event to the journal with its fields as journal fields.
+struct Journal(JournalLog);
+
+impl<S: Subscriber> Layer<S> for Journal {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let metadata = event.metadata();
+        let level = match *metadata.level() {
+            Level::ERROR => log::Level::Error,
+            Level::WARN => log::Level::Warn,
+            Level::INFO => log::Level::Info,
+            Level::DEBUG => log::Level::Debug,
+            Level::TRACE => log::Level::Trace,
+        };
+        let mut record = log::Record::builder();
+        record.level(level).target(metadata.target()).module_path(metadata.module_path());
+        record.file(metadata.file()).line(metadata.line()).key_values(&fields.values);
+        // There is nobody left to tell when the journal is gone.
+        self.0.journal_send(&record.args(format_args!("{}", fields.message)).build()).ok();
+    }
+}
+
+#[derive(Default)]
+struct Fields {
+    message: String,
+    values: BTreeMap<String, String>,
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "message" => value.clone_into(&mut self.message),
+            name => drop(self.values.insert(name.to_owned(), value.to_owned())),
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.record_str(field, &format!("{value:?}"));
+    }
+}

@@ -1,0 +1,188 @@
+//! Arguments to commands to exit codes.
+
+mod commands;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use vggd::config::{self, Config, ConfigError};
+use vggd::daemon;
+
+/// Wrong configuration: systemd does not restart after this.
+const EXIT_CONFIG: u8 = 78;
+
+/// VGG-19 on a small board: classifies photos, publishes predictions over MQTT
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "\
+Examples:
+  vggd classify --models DIR photo.jpg
+  vggd compare --models DIR photo.jpg
+  vggd run --config /etc/vggd/vggd.toml
+
+Exit codes: 0 done or stopped, 1 failed, 2 wrong arguments, 78 wrong configuration"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Watch the configured folder and publish a prediction for each photo
+    Run {
+        #[command(flatten)]
+        set: Set,
+    },
+    /// Classify photos once and print the five likeliest classes
+    #[command(after_help = "Example:\n  vggd classify --models DIR --variant scaled *.jpg --json")]
+    Classify {
+        /// Photos: JPEG, PNG or WebP
+        #[arg(required = true, value_name = "PHOTO")]
+        photos: Vec<PathBuf>,
+        #[command(flatten)]
+        set: Set,
+        /// A variant of the set [default: the configured one]
+        #[arg(long)]
+        variant: Option<String>,
+        /// Threads, 0 for one per core [default: as configured]
+        #[arg(long, value_name = "N")]
+        threads: Option<usize>,
+        /// One JSON object a photo on stdout
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run every variant of the set on one photo and show what each costs and says
+    #[command(after_help = "\
+Latency is the median of the runs; load is the time from start to first answer; memory is what the
+process holds after the last run. Each variant runs in a process of its own.")]
+    Compare {
+        /// The photo: JPEG, PNG or WebP
+        photo: PathBuf,
+        #[command(flatten)]
+        set: Set,
+        #[command(flatten)]
+        timing: Timing<5>,
+        /// One JSON object a variant on stdout
+        #[arg(long)]
+        json: bool,
+    },
+    /// Time each variant of the set, in a process of its own
+    Bench {
+        #[command(flatten)]
+        set: Set,
+        /// Only this variant
+        #[arg(long)]
+        variant: Option<String>,
+        /// Classify this photo instead of noise
+        #[arg(long)]
+        photo: Option<PathBuf>,
+        #[command(flatten)]
+        timing: Timing<20>,
+        /// One JSON object a variant on stdout
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check the configuration, the model set with its checksums, and the folders, then exit
+    Check {
+        #[command(flatten)]
+        set: Set,
+    },
+    /// Print the documented default configuration
+    Defaults,
+    /// Measure one variant in this process
+    #[command(hide = true)]
+    Measure {
+        photo: Option<PathBuf>,
+        #[arg(long)]
+        models: PathBuf,
+        #[arg(long)]
+        variant: String,
+        #[command(flatten)]
+        timing: Timing<20>,
+    },
+}
+
+#[derive(Args)]
+struct Set {
+    /// The configuration file [default: /etc/vggd/vggd.toml if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A model set in place of the configured one
+    #[arg(long, value_name = "DIR")]
+    models: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Timing<const RUNS: usize> {
+    /// Threads, 0 for one per core [default: as configured]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// How many inferences to time
+    #[arg(long, value_name = "N", default_value_t = RUNS)]
+    runs: usize,
+}
+
+impl Set {
+    fn options(&self) -> daemon::Options {
+        let packaged = PathBuf::from(config::DEFAULT_PATH);
+        daemon::Options {
+            config: self.config.clone().or(packaged.exists().then_some(packaged)),
+            models: self.models.clone(),
+        }
+    }
+
+    fn load(&self) -> Result<Config, ConfigError> {
+        self.options().load()
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("vggd: {error:#}");
+            match error.is::<ConfigError>() {
+                true => ExitCode::from(EXIT_CONFIG),
+                false => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run { set } => daemon::run(&set.options())?,
+        Command::Classify { photos, set, variant, threads, json } => {
+            let mut config = set.load()?;
+            config.model.threads = threads.unwrap_or(config.model.threads);
+            config.model.variant = variant.unwrap_or(config.model.variant);
+            return commands::classify(&config, &photos, json);
+        }
+        Command::Compare { photo, set, timing, json } => {
+            let mut config = set.load()?;
+            config.model.threads = timing.threads.unwrap_or(config.model.threads);
+            commands::compare(&config, &photo, timing.runs, json)?;
+        }
+        Command::Bench { set, variant, photo, timing, json } => {
+            let mut config = set.load()?;
+            config.model.threads = timing.threads.unwrap_or(config.model.threads);
+            commands::bench(&config, variant, photo, timing.runs, json)?;
+        }
+        Command::Check { set } => commands::check(&set.load()?)?,
+        Command::Defaults => print!("{}", config::DEFAULT),
+        Command::Measure { photo, models, variant, timing } => {
+            let threads = timing.threads.unwrap_or(0);
+            commands::measure(vggd::measure::Job {
+                models,
+                variant,
+                threads,
+                runs: timing.runs,
+                photo,
+            })?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,148 @@
+//! One variant, loaded and ready to run: the only user of tract.
+//!
+//! tract reads the graph and runs it. Before it sees the graph, the fully connected layers are taken
+//! out and become ops of our own ([`linear`]), which use their weights in place from the mapped
+//! file: float32 or int8, never copied, never widened. It must not know where inputs come from or
+//! what the classes mean.
+
+mod linear;
+mod weights;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use prost::Message;
+use thiserror::Error;
+use tract_linalg::multithread::{Executor, multithread_tract_scope};
+use tract_onnx::prelude::*;
+use tract_onnx::tract_hir::internal::format_err;
+
+use crate::manifest::{ModelSet, SetError, Variant};
+
+/// Why a variant cannot be loaded or run.
+#[derive(Debug, Error)]
+pub enum ModelError {
+    /// Its files are missing or damaged: copy or make the set again.
+    #[error(transparent)]
+    Set(#[from] SetError),
+    /// The graph is not what this program can run: make the set again with a matching version.
+    #[error("{}: {message}", path.display())]
+    Graph {
+        /// The graph file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The network gave an output that is no number: its weights are damaged.
+    #[error("variant '{0}' gave a logit that is not finite")]
+    NotFinite(String),
+}
+
+/// The threads that run models: one pool, shared by every model that is loaded with it. Its threads
+/// sleep between frames.
+#[derive(Clone)]
+pub struct Engine {
+    executor: Executor,
+    isa: vggd_kernels::Isa,
+}
+
+impl Engine {
+    /// An engine of `threads` threads, or of as many as there are cores for 0.
+    pub fn new(threads: usize) -> Self {
+        let threads = match threads {
+            0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+            threads => threads,
+        };
+        let executor = match threads {
+            1 => Executor::SingleThread,
+            threads => Executor::multithread_with_name(threads, "vggd-engine"),
+        };
+        let isa = vggd_kernels::Isa::detect();
+        Self { executor, isa }
+    }
+
+    /// How many threads run a model.
+    pub fn threads(&self) -> usize {
+        match &self.executor {
+            Executor::MultiThread(pool) => pool.current_num_threads(),
+            _ => 1,
+        }
+    }
+
+    /// The instruction set that the kernels use.
+    pub fn isa(&self) -> vggd_kernels::Isa {
+        self.isa
+    }
+}
+
+/// A variant in memory.
+pub struct Model {
+    /// Its name in the manifest.
+    pub name: String,
+    /// Height and width of its input in pixels.
+    pub side: usize,
+    plan: Arc<TypedRunnableModel>,
+    engine: Engine,
+}
+
+impl Model {
+    /// Reads the graph of `variant`, maps its weights and prepares it for `engine`.
+    ///
+    /// # Errors
+    /// [`ModelError::Set`] for a missing or changed file, [`ModelError::Graph`] for a graph that
+    /// cannot be run.
+    pub fn load(set: &ModelSet, variant: &Variant, engine: &Engine) -> Result<Self, ModelError> {
+        let bytes = set.read_graph(variant)?;
+        let plan =
+            plan(&bytes, &set.directory, variant, engine).map_err(|error| ModelError::Graph {
+                path: set.directory.join(&variant.graph),
+                message: format!("{error:#}"),
+            })?;
+        Ok(Self { name: variant.name.clone(), side: variant.side(), plan, engine: engine.clone() })
+    }
+
+    /// The logits, one per class, for an input of 1 x 3 x side x side (NCHW, normalised).
+    ///
+    /// # Errors
+    /// [`ModelError::NotFinite`], or [`ModelError::Graph`] when an op fails.
+    ///
+    /// # Panics
+    /// When the input has another length.
+    pub fn infer(&self, input: &[f32]) -> Result<Vec<f32>, ModelError> {
+        assert_eq!(input.len(), 3 * self.side * self.side, "input length");
+        let run = || -> TractResult<Vec<f32>> {
+            let input = Tensor::from_shape(&[1, 3, self.side, self.side], input)?;
+            let output = self.plan.run(tvec!(input.into()))?;
+            Ok(output[0].try_as_plain_ram()?.as_slice::<f32>()?.to_vec())
+        };
+        let logits =
+            multithread_tract_scope(self.engine.executor.clone(), run).map_err(|error| {
+                ModelError::Graph { path: PathBuf::from(&self.name), message: format!("{error:#}") }
+            })?;
+        match logits.iter().all(|logit| logit.is_finite()) {
+            true => Ok(logits),
+            false => Err(ModelError::NotFinite(self.name.clone())),
+        }
+    }
+}
+
+fn plan(
+    graph: &[u8],
+    directory: &Path,
+    variant: &Variant,
+    engine: &Engine,
+) -> TractResult<Arc<TypedRunnableModel>> {
+    let mut proto = tract_onnx::pb::ModelProto::decode(graph)?;
+    let linears = linear::take(&mut proto, directory, engine)?;
+    let folder = directory.to_str().ok_or_else(|| format_err!("the folder's name is not UTF-8"))?;
+    let mut model = tract_onnx::onnx().parse(&proto, Some(folder))?.model;
+    for linear in linears {
+        linear.put(&mut model)?;
+    }
+    model
+        .with_input_fact(0, f32::fact(variant.input).into())?
+        .with_output_fact(0, f32::fact(variant.output).into())?
+        .into_typed()?
+        .into_optimized()?
+        .into_runnable()
+}

@@ -1,0 +1,137 @@
+//! One photo becomes one prediction, and every stage is timed. It must not know where photos come
+//! from nor where predictions go.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use crate::config;
+use crate::event::{self, Class, Timings};
+use crate::manifest::{ModelSet, Preprocess};
+use crate::model::{Model, ModelError};
+use crate::preprocess::{self, DecodeError, Limits};
+
+/// Why there is no prediction for a photo.
+#[derive(Debug, Error)]
+pub enum ClassifyError {
+    /// It is gone: somebody took it away, and there is nothing left to do.
+    #[error("no such file")]
+    Gone,
+    /// It cannot be read: see to its permissions or the disk.
+    #[error("cannot be read: {0}")]
+    Read(io::Error),
+    /// It is refused unread; `source.max_file_mb` sets the limit.
+    #[error("larger than {} MB, the most that is read", limit >> 20)]
+    TooLarge {
+        /// The most bytes that are read.
+        limit: u64,
+    },
+    /// It is damaged, no photo, or too large to decode.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// Not the photo but the model is at fault.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+/// A photo as a variant wants it.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// 1 x 3 x side x side, NCHW, normalised.
+    pub input: Vec<f32>,
+    /// Time for reading and decoding.
+    pub decode: Duration,
+    /// Time for resizing, cropping and normalising.
+    pub preprocess: Duration,
+}
+
+/// What a variant says about a photo.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The likeliest classes, [`event::TOP`] of them.
+    pub top: Vec<Class>,
+    /// Decoding, preprocessing, inference.
+    stages: [Duration; 3],
+}
+
+impl Answer {
+    /// The timings of a frame that waited for `wait` before.
+    pub fn timings(&self, wait: Duration) -> Timings {
+        let [decode, preprocess, inference] = self.stages;
+        Timings::new([wait, decode, preprocess, inference])
+    }
+
+    /// The time since the photo was taken off the queue: what a budget bounds.
+    pub fn age(&self) -> Duration {
+        self.stages.iter().sum()
+    }
+}
+
+/// Everything but the model that turns a photo into an answer.
+#[derive(Clone, Debug)]
+pub struct Pipeline {
+    labels: Vec<String>,
+    rule: Preprocess,
+    max_file: u64,
+    limits: Limits,
+}
+
+impl Pipeline {
+    /// The pipeline for the variants of `set`, with the limits of `source`.
+    pub fn new(set: &ModelSet, source: &config::Source) -> Self {
+        Self {
+            labels: set.labels.clone(),
+            rule: set.manifest.preprocess.clone(),
+            max_file: source.max_file(),
+            limits: Limits { max_pixels: source.decode_memory() / 12 },
+        }
+    }
+
+    /// Reads, decodes and classifies the photo at `path`.
+    ///
+    /// # Errors
+    /// [`ClassifyError`]; the photo is left as it is.
+    pub fn classify(&self, model: &Model, path: &Path) -> Result<Answer, ClassifyError> {
+        let prepared = self.prepare(path, model.side)?;
+        let start = Instant::now();
+        let logits = model.infer(&prepared.input)?;
+        let inference = start.elapsed();
+        Ok(Answer {
+            top: self.top(&logits),
+            stages: [prepared.decode, prepared.preprocess, inference],
+        })
+    }
+
+    /// Reads the photo at `path` and makes a network's input of `side` x `side` pixels of it.
+    ///
+    /// # Errors
+    /// [`ClassifyError`], but never about the model.
+    pub fn prepare(&self, path: &Path, side: usize) -> Result<Prepared, ClassifyError> {
+        let start = Instant::now();
+        let photo = preprocess::decode(&self.read(path)?, &self.limits)?;
+        let decoded = Instant::now();
+        let input = preprocess::to_input(&photo, side, &self.rule);
+        Ok(Prepared { input, decode: decoded - start, preprocess: decoded.elapsed() })
+    }
+
+    /// The likeliest classes by their labels.
+    pub fn top(&self, logits: &[f32]) -> Vec<Class> {
+        event::top_k(logits, &self.labels, event::TOP)
+    }
+
+    fn read(&self, path: &Path) -> Result<Vec<u8>, ClassifyError> {
+        let file = File::open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => ClassifyError::Gone,
+            _ => ClassifyError::Read(error),
+        })?;
+        let mut bytes = Vec::new();
+        let read = file.take(self.max_file + 1).read_to_end(&mut bytes);
+        match read.map_err(ClassifyError::Read)? as u64 > self.max_file {
+            true => Err(ClassifyError::TooLarge { limit: self.max_file }),
+            false => Ok(bytes),
+        }
+    }
+}

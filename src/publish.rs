@@ -1,0 +1,306 @@
+//! MQTT: the only user of rumqttc.
+//!
+//! Reports go out at QoS 1 in the order in which they come in, and each is kept until the broker
+//! has acknowledged it; only then does its photo leave the folder. A connection that fails is
+//! thrown away whole and built anew after a pause, and everything unacknowledged is sent again, in
+//! order. While there is no connection no reports are taken in, so that photos wait in the folder.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rumqttc::{
+    AsyncClient, Broker, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill,
+    MqttOptions, Packet, PublishOptions, QoS,
+};
+use serde::Serialize;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::config::{ConfigError, Mqtt};
+use crate::event::{Failure, Prediction};
+use crate::source::Frame;
+use crate::source::directory::Directory;
+
+/// Reports that may be on their way to the broker at once.
+const UNACKNOWLEDGED: usize = 16;
+
+/// A broker that acknowledges nothing for this long is as good as gone.
+const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(20);
+
+/// How long a stop waits for the last acknowledgements.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The pause before the first new attempt, and the longest one.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+
+/// Something to tell, and what hangs on its being heard.
+#[derive(Debug)]
+pub enum Report {
+    /// A photo was classified; when this is acknowledged it is done.
+    Predicted(Frame, Prediction),
+    /// A photo cannot be classified; when this is acknowledged it goes to `failed/`.
+    Rejected(Frame, Failure),
+    /// Something else went wrong.
+    Notice(Failure),
+}
+
+impl Report {
+    fn message(&self) -> (&'static str, Vec<u8>) {
+        fn json(value: &impl Serialize) -> Vec<u8> {
+            serde_json::to_vec(value).expect("a message is JSON")
+        }
+        match self {
+            Self::Predicted(_, prediction) => ("prediction", json(prediction)),
+            Self::Rejected(_, failure) | Self::Notice(failure) => ("error", json(failure)),
+        }
+    }
+
+    fn mark_replayed(&mut self) {
+        if let Self::Predicted(_, prediction) = self {
+            prediction.replayed = true;
+        }
+    }
+
+    fn acknowledged(&self, directory: &Directory) {
+        let (frame, moved) = match self {
+            Self::Predicted(frame, _) => (frame, directory.finish(frame)),
+            Self::Rejected(frame, failure) => (frame, directory.reject(frame, &failure.message)),
+            Self::Notice(_) => return,
+        };
+        if let Err(error) = moved {
+            tracing::error!(file = frame.name, %error, "cannot move or remove photo");
+        }
+    }
+}
+
+/// Sends reports to the broker, for as long as it takes.
+pub struct Publisher {
+    config: Mqtt,
+    topic: String,
+    client_id: String,
+    directory: Arc<Directory>,
+    reports: mpsc::Receiver<Report>,
+    stop: watch::Receiver<bool>,
+    /// Reports that were taken in and are not acknowledged, oldest first.
+    pending: VecDeque<Report>,
+}
+
+enum End {
+    /// The reports have ended or a stop was asked for, and nothing is left to do.
+    Stopped,
+    /// The connection is gone.
+    Lost(Trouble),
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    Login(#[from] ConfigError),
+    #[error("the broker refused the connection: {0}")]
+    Refused(&'static str),
+    #[error(transparent)]
+    Connection(Box<ConnectionError>),
+    #[error("the broker acknowledged nothing for {} s", ACKNOWLEDGE_WITHIN.as_secs())]
+    Silent,
+}
+
+impl From<ConnectionError> for Trouble {
+    fn from(error: ConnectionError) -> Self {
+        match error {
+            ConnectionError::ConnectionRefused(code) => Self::Refused(match code {
+                ConnectReturnCode::BadUserNamePassword => {
+                    "wrong mqtt.username or password in mqtt.password_file"
+                }
+                ConnectReturnCode::NotAuthorized => "not authorised, see mqtt.username",
+                ConnectReturnCode::BadClientId => "mqtt.client_id is not accepted",
+                ConnectReturnCode::ServiceUnavailable => "service unavailable",
+                _ => "unacceptable protocol version",
+            }),
+            error => Self::Connection(Box::new(error)),
+        }
+    }
+}
+
+type Acknowledgement = Pin<Box<dyn Future<Output = bool> + Send>>;
+
+impl Publisher {
+    /// A publisher of what comes out of `reports`. It stops when `stop` becomes true or `reports`
+    /// end.
+    pub fn new(
+        config: &Mqtt,
+        directory: Arc<Directory>,
+        reports: mpsc::Receiver<Report>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            config: config.clone(),
+            topic: config.topic(),
+            client_id: config.client_id(),
+            directory,
+            reports,
+            stop,
+            pending: VecDeque::new(),
+        }
+    }
+
+    /// Connects, and again whenever the connection is lost, until stopped.
+    pub async fn run(mut self) {
+        let mut pause = PAUSE.0;
+        let mut away = false;
+        loop {
+            let started = Instant::now();
+            let trouble = match self.run_once(&mut away).await {
+                End::Stopped => return,
+                End::Lost(trouble) => trouble,
+            };
+            if started.elapsed() > PAUSE.1 {
+                pause = PAUSE.0;
+            }
+            let broker = format!("{}:{}", self.config.host, self.config.port);
+            match std::mem::replace(&mut away, true) {
+                false => tracing::warn!(broker, error = %trouble, "no broker, photos wait"),
+                true => tracing::debug!(broker, error = %trouble, ?pause, "still no broker"),
+            }
+            let jitter = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
+            tokio::select! {
+                () = sleep(jitter) => pause = (pause * 2).min(PAUSE.1),
+                _ = self.stop.wait_for(|stop| *stop) => return,
+            }
+        }
+    }
+
+    /// One connection, from connecting to its end.
+    async fn run_once(&mut self, away: &mut bool) -> End {
+        let options = match self.options() {
+            Ok(options) => options,
+            Err(error) => return End::Lost(error.into()),
+        };
+        let (client, events) = AsyncClient::builder(options).capacity(UNACKNOWLEDGED + 4).build();
+        // Dropping a poll half-way would lose its progress, so the event loop has a task of its own.
+        let (signals, mut connection) = mpsc::channel(1);
+        let _task = AbortOnDrop(tokio::spawn(drive(events, signals)));
+        tokio::select! {
+            signal = connection.recv() => match signal {
+                Some(Ok(())) => {}
+                Some(Err(error)) => return End::Lost(error.into()),
+                None => return End::Lost(Trouble::Silent),
+            },
+            _ = self.stop.wait_for(|stop| *stop) => return End::Stopped,
+        }
+        tracing::info!(broker = self.config.host, port = self.config.port, "connected");
+        *away = false;
+        let link = Link { client, topic: self.topic.clone() };
+        link.status("online").await;
+        let lost = |signal: Option<Result<(), ConnectionError>>| match signal {
+            Some(Err(error)) => End::Lost(error.into()),
+            _ => End::Lost(Trouble::Silent),
+        };
+
+        let mut waiting = VecDeque::new();
+        for report in &mut self.pending {
+            report.mark_replayed();
+            waiting.push_back(link.send(report).await);
+        }
+        let mut ended = false;
+        loop {
+            if ended && waiting.is_empty() {
+                link.status("offline").await;
+                link.client.disconnect().await.ok();
+                timeout(GRACE, connection.recv()).await.ok();
+                return End::Stopped;
+            }
+            tokio::select! {
+                signal = connection.recv() => return lost(signal),
+                report = self.reports.recv(), if !ended && waiting.len() < UNACKNOWLEDGED => {
+                    match report {
+                        Some(report) => {
+                            waiting.push_back(link.send(&report).await);
+                            self.pending.push_back(report);
+                        }
+                        None => ended = true,
+                    }
+                }
+                heard = front(&mut waiting, if ended { GRACE } else { ACKNOWLEDGE_WITHIN }) => {
+                    match heard {
+                        Some(true) => {
+                            waiting.pop_front();
+                            let report = self.pending.pop_front().expect("one pending each");
+                            report.acknowledged(&self.directory);
+                        }
+                        Some(false) => return lost(connection.recv().await),
+                        None => return End::Lost(Trouble::Silent),
+                    }
+                }
+            }
+        }
+    }
+
+    fn options(&self) -> Result<MqttOptions, ConfigError> {
+        let broker = Broker::tcp(self.config.host.clone(), self.config.port);
+        let mut options = MqttOptions::new(self.client_id.clone(), broker);
+        let status = format!("{}/status", self.topic);
+        options.set_last_will(LastWill::new(status, "offline", QoS::AtLeastOnce, true));
+        options.set_keep_alive(self.config.keep_alive().as_secs() as u16);
+        options.set_inflight(UNACKNOWLEDGED as u16 + 4);
+        if let Some((user, password)) = self.config.login()? {
+            options.set_credentials(user, password);
+        }
+        Ok(options)
+    }
+}
+
+/// Whether the oldest message was acknowledged; for ever if there is none, nothing after `limit`.
+async fn front(waiting: &mut VecDeque<Acknowledgement>, limit: Duration) -> Option<bool> {
+    match waiting.front_mut() {
+        Some(acknowledgement) => timeout(limit, acknowledgement).await.ok(),
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells when the connection stands, and when it is lost; then ends.
+async fn drive(mut events: EventLoop, signals: mpsc::Sender<Result<(), ConnectionError>>) {
+    loop {
+        match events.poll().await {
+            Ok(Event::Incoming(Packet::ConnAck(_))) => drop(signals.send(Ok(())).await),
+            Ok(_) => {}
+            Err(error) => return drop(signals.send(Err(error)).await),
+        }
+    }
+}
+
+/// A standing connection.
+struct Link {
+    client: AsyncClient,
+    topic: String,
+}
+
+impl Link {
+    async fn send(&self, report: &Report) -> Acknowledgement {
+        let (topic, payload) = report.message();
+        let topic = format!("{}/{topic}", self.topic);
+        let options = PublishOptions::new(QoS::AtLeastOnce);
+        match self.client.publish_tracked(topic, payload, options).await {
+            Ok(notice) => Box::pin(async { notice.wait_async().await.is_ok() }),
+            Err(_) => Box::pin(async { false }),
+        }
+    }
+
+    async fn status(&self, status: &'static str) {
+        let topic = format!("{}/status", self.topic);
+        let options = PublishOptions::new(QoS::AtLeastOnce).retained();
+        // A failure here is a lost connection, which the event loop reports.
+        self.client.publish(topic, status, options).await.ok();
+    }
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,185 @@
+//! The commands that run once: what they print, and how they exit.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use common::{jpeg, json_lines, models, run, vggd};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const VARIANTS: [&str; 3] = ["baseline", "quantized", "scaled"];
+
+fn photos(count: u32) -> (TempDir, Vec<PathBuf>) {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = (0..count).map(|number| {
+        let path = folder.path().join(format!("{number}.jpg"));
+        fs::write(&path, jpeg(number)).unwrap();
+        path
+    });
+    let paths = paths.collect();
+    (folder, paths)
+}
+
+fn keys(value: &Value) -> BTreeSet<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+#[test]
+fn classify_prints_a_line_per_photo_and_goes_on_after_a_bad_one() {
+    let (folder, paths) = photos(2);
+    let bad = folder.path().join("bad.jpg");
+    fs::write(&bad, "no photo").unwrap();
+    let mut command = vggd();
+    command.arg("classify").arg("--models").arg(models());
+    command.arg(&paths[0]).arg(&bad).arg(&paths[1]).args(["--variant", "scaled", "--json"]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(error.contains("bad.jpg"), "{error}");
+    let lines = json_lines(&output);
+    assert_eq!(lines.len(), 2);
+    for (line, path) in lines.iter().zip(&paths) {
+        assert_eq!(keys(line), BTreeSet::from(["file", "variant", "top", "timings_ms"]));
+        assert_eq!(line["file"], path.to_str().unwrap());
+        assert_eq!(line["variant"], "scaled");
+        assert_eq!(line["top"].as_array().unwrap().len(), 5);
+        assert_eq!(keys(&line["top"][0]), BTreeSet::from(["class", "label", "probability"]));
+    }
+
+    command = vggd();
+    let output =
+        command.arg("classify").arg("--models").arg(models()).args(&paths).output().unwrap();
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.matches("class ").count(), 10, "{text}");
+}
+
+#[test]
+fn compare_shows_every_variant_on_one_photo() {
+    let (_folder, paths) = photos(1);
+    let photo = paths[0].to_str().unwrap();
+    let set = models().to_str().unwrap();
+    let output = run(&["compare", photo, "--models", set, "--runs", "3", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let lines = json_lines(&output);
+    assert_eq!(lines.iter().map(|line| &line["variant"]).collect::<Vec<_>>(), VARIANTS);
+    for line in &lines {
+        assert_eq!(line["file"], photo);
+        for key in ["median_ms", "load_ms", "bytes", "rss_mb"] {
+            assert!(line[key].as_f64().unwrap() > 0.0, "{key} in {line}");
+        }
+        assert_eq!(line["median_ms"], line["timings_ms"]["inference"]);
+        let same = line["top"][0]["class"] == lines[0]["top"][0]["class"];
+        assert_eq!(line["agrees"], same);
+    }
+
+    let output = run(&["compare", photo, "--models", set, "--runs", "1"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for word in VARIANTS.iter().chain(&["latency", "load", "memory", "agrees", "top 5"]) {
+        assert!(text.contains(word), "{text}");
+    }
+}
+
+#[test]
+fn bench_prints_the_words_of_a_comparison_with_others() {
+    let set = models().to_str().unwrap();
+    let output = run(&["bench", "--models", set, "--threads", "2", "--runs", "5", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let lines = json_lines(&output);
+    assert_eq!(lines.iter().map(|line| &line["variant"]).collect::<Vec<_>>(), VARIANTS);
+    for line in &lines {
+        assert_eq!(line["threads"], 2);
+        let value = |key: &str| line[key].as_f64().unwrap_or_else(|| panic!("{key} in {line}"));
+        assert!(value("min_ms") <= value("median_ms") && value("median_ms") <= value("p95_ms"));
+        assert!(value("p95_ms") <= value("p99_ms") && value("load_ms") > 0.0);
+        assert!(value("peak_rss_mb") > 0.0);
+    }
+    let output = run(&["bench", "--models", set, "--variant", "scaled", "--runs", "1"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("scaled") && !text.contains("baseline"), "{text}");
+}
+
+#[test]
+fn check_names_what_is_wrong_and_exits_with_78() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("vggd.toml");
+    let good = format!(
+        "[source]\ndirectory = '{}'\n[model]\nset = '{}'\n",
+        folder.path().join("incoming").display(),
+        models().display()
+    );
+    let check = |text: &str| {
+        fs::write(&file, text).unwrap();
+        run(&["check", "--config", file.to_str().unwrap()])
+    };
+    let output = check(&good);
+    assert!(output.status.success(), "{output:?}");
+    let name = file.display().to_string();
+    let cases = [
+        (
+            format!("{good}vairant = 'scaled'\n"),
+            vec![&*name, "'model.vairant'", "'scaled'", "'model.variant'"],
+        ),
+        (format!("{good}variant = 'x'\n"), vec![&*name, "model.variant = 'x'", "quantized"]),
+        (format!("{good}threads = 'all'\n"), vec![&*name, "model.threads = 'all'"]),
+        (format!("{good}[mqtt]\nport = 0\n"), vec![&*name, "mqtt.port = '0'"]),
+        (good.replace("incoming", "vggd.toml"), vec![&*name, "source.directory = "]),
+        (good.replace("/set", "/none"), vec![&*name, "model.set = ", "manifest.toml"]),
+        (
+            format!("{good}[mqtt]\nusername = 'u'\npassword_file = '/none'\n"),
+            vec!["mqtt.password_file = '/none'"],
+        ),
+    ];
+    for (text, expected) in cases {
+        let output = check(&text);
+        assert_eq!(output.status.code(), Some(78), "{text}");
+        let error = String::from_utf8(output.stderr).unwrap();
+        for part in expected {
+            assert!(error.contains(part), "no {part} in: {error}");
+        }
+        let output = run(&["run", "--config", file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(78), "{text}");
+    }
+}
+
+#[test]
+fn a_damaged_set_is_found_by_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = folder.path().join("set");
+    fs::create_dir(&set).unwrap();
+    for entry in fs::read_dir(models()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), set.join(entry.file_name())).unwrap();
+    }
+    let manifest = fs::read_to_string(set.join("manifest.toml")).unwrap();
+    let path = manifest.lines().find_map(|line| line.strip_prefix("path = ")).unwrap();
+    let weights = set.join(path.trim_matches('"'));
+    let mut bytes = fs::read(&weights).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&weights, bytes).unwrap();
+
+    let file = folder.path().join("vggd.toml");
+    fs::write(&file, format!("[source]\ndirectory = '{}'\n", folder.path().display())).unwrap();
+    let arguments =
+        ["check", "--config", file.to_str().unwrap(), "--models", set.to_str().unwrap()];
+    let output = run(&arguments);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    assert!(error.contains(weights.to_str().unwrap()) && error.contains("SHA-256"), "{error}");
+}
+
+#[test]
+fn wrong_arguments_exit_with_2_and_the_defaults_are_a_valid_file() {
+    for arguments in [&["classify"][..], &["nonsense"], &["bench", "--threads", "x"]] {
+        assert_eq!(run(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+    let defaults = run(&["defaults"]);
+    assert_eq!(String::from_utf8(defaults.stdout).unwrap(), vggd::config::DEFAULT);
+    let set = models().to_str().unwrap();
+    let output = run(&["classify", "none.jpg", "--models", set, "--variant", "x"]);
+    assert_eq!(output.status.code(), Some(78));
+}

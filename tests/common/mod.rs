@@ -1,0 +1,378 @@
+//! A real broker, the real binary, a real subscriber and a tiny model set, for end-to-end tests.
+
+#![allow(dead_code, missing_docs)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use vggd_models::import::Import;
+
+/// No step of a test takes this long unless it hangs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Classes of the tiny network.
+const CLASSES: usize = 10;
+
+/// Every test names its program so that a missing one is understood.
+fn program(name: &str) -> Command {
+    let path = ["/usr/sbin", "/usr/local/sbin"]
+        .map(|folder| Path::new(folder).join(name))
+        .into_iter()
+        .find(|path| path.exists());
+    Command::new(path.unwrap_or_else(|| name.into()))
+}
+
+fn start(command: &mut Command) -> Child {
+    command.spawn().unwrap_or_else(|error| {
+        panic!("{command:?}: {error}; the tests need mosquitto and mosquitto-clients")
+    })
+}
+
+/// A model set of VGG-19's topology with few channels, made once for each test program.
+pub fn models() -> &'static Path {
+    static SET: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, set) = SET.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let import = Import {
+            source: folder.path().join("tiny.safetensors"),
+            labels: folder.path().join("labels.txt"),
+            out: folder.path().join("set"),
+            name: "tiny".to_owned(),
+            force: false,
+        };
+        vggd_models::tiny::write(&import.source, CLASSES).unwrap();
+        fs::write(&import.labels, vggd_models::tiny::labels(CLASSES).join("\n")).unwrap();
+        vggd_models::import::import(&import, &mut ()).unwrap();
+        (folder, import.out)
+    });
+    set
+}
+
+/// Photo number `number`: colourful, and different from every other.
+pub fn photo(number: u32) -> image::RgbImage {
+    image::RgbImage::from_fn(320, 240, |x, y| {
+        let wave = |scale: u32| ((x * scale + y * (number % 7 + 1) + number * 37) % 256) as u8;
+        image::Rgb([wave(1 + number % 5), wave(3), wave(7)])
+    })
+}
+
+pub fn jpeg(number: u32) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    photo(number).write_to(&mut bytes, image::ImageFormat::Jpeg).unwrap();
+    bytes.into_inner()
+}
+
+/// mosquitto on a port of its own.
+pub struct Broker {
+    pub port: u16,
+    folder: TempDir,
+    child: Option<Child>,
+}
+
+impl Broker {
+    /// Reserves a port without listening there.
+    pub fn absent() -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Self { port, folder: tempfile::tempdir().unwrap(), child: None }
+    }
+
+    pub fn running() -> Self {
+        let mut broker = Self::absent();
+        broker.start();
+        broker
+    }
+
+    pub fn start(&mut self) {
+        let folder = self.folder.path().display();
+        let config = self.folder.path().join("mosquitto.conf");
+        let text = format!(
+            "listener {} 127.0.0.1\nallow_anonymous true\nuser root\n\
+             persistence true\npersistence_location {folder}/\nlog_type none\n",
+            self.port
+        );
+        fs::write(&config, text).unwrap();
+        self.child = Some(start(program("mosquitto").arg("-c").arg(config)));
+        until("the broker listens", || {
+            std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+        });
+    }
+
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            signal(&child, "TERM");
+            child.wait().unwrap();
+        }
+    }
+
+    /// Everything that is published, from now on and across restarts of the broker.
+    pub fn subscribe(&self) -> Subscriber {
+        let port = self.port.to_string();
+        let mut command = program("mosquitto_sub");
+        command.args(["-h", "127.0.0.1", "-p", &port, "-t", "#", "-q", "1"]);
+        command.args(["-c", "-i", "witness", "-F", "%t %r %p"]);
+        let mut child = start(command.stdout(Stdio::piped()).stderr(Stdio::null()));
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (sender, messages) = channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let mut parts = line.splitn(3, ' ').map(str::to_owned);
+                let mut next = || parts.next().unwrap_or_default();
+                let message = Message { topic: next(), retained: next() == "1", payload: next() };
+                if sender.send(message).is_err() {
+                    return;
+                }
+            }
+        });
+        let subscriber = Subscriber { child, messages };
+        until("the subscription stands", || {
+            let mut command = program("mosquitto_pub");
+            command.args(["-h", "127.0.0.1", "-p", &port, "-t", "probe", "-m", "probe"]);
+            start(&mut command).wait().unwrap();
+            let deadline = Duration::from_millis(200);
+            matches!(subscriber.messages.recv_timeout(deadline), Ok(m) if m.topic == "probe")
+        });
+        subscriber
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub topic: String,
+    pub retained: bool,
+    pub payload: String,
+}
+
+impl Message {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.payload).unwrap_or_else(|error| panic!("{self:?}: {error}"))
+    }
+}
+
+pub struct Subscriber {
+    child: Child,
+    messages: Receiver<Message>,
+}
+
+impl Subscriber {
+    /// The next message on a topic that ends in `/name`; others are passed over.
+    pub fn next(&self, name: &str) -> Message {
+        self.next_of(&[name])
+    }
+
+    /// The next message on one of several topics.
+    pub fn next_of(&self, names: &[&str]) -> Message {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let message = self.messages.recv_timeout(left);
+            let message = message.unwrap_or_else(|_| panic!("no message on {names:?}"));
+            if names.iter().any(|name| message.topic.ends_with(&format!("/{name}"))) {
+                return message;
+            }
+        }
+    }
+
+    pub fn predictions(&self, count: usize) -> Vec<Value> {
+        (0..count).map(|_| self.next("prediction").json()).collect()
+    }
+
+    /// What has arrived and was not taken yet, on topics that end in `/name`.
+    pub fn rest(&self, name: &str) -> Vec<Message> {
+        let ending = format!("/{name}");
+        self.messages.try_iter().filter(|message| message.topic.ends_with(&ending)).collect()
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// A daemon with a folder and a configuration of its own.
+pub struct Daemon {
+    folder: TempDir,
+    child: Option<Child>,
+    notifications: UnixDatagram,
+}
+
+impl Daemon {
+    /// A configuration and folders, nothing started.
+    pub fn new(broker: &Broker) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("incoming")).unwrap();
+        let notifications = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+        notifications.set_read_timeout(Some(PATIENCE)).unwrap();
+        let daemon = Self { folder, child: None, notifications };
+        daemon.configure(broker.port, "baseline", "");
+        daemon
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("vggd.toml")
+    }
+
+    /// Writes the configuration in place, as an editor that does not rename.
+    pub fn configure(&self, port: u16, variant: &str, more: &str) {
+        let text = format!(
+            "[source]\ndirectory = '{}'\nsettle_ms = 200\n{more}\n\
+             [model]\nset = '{}'\nvariant = '{variant}'\nthreads = 1\n\
+             [mqtt]\nhost = '127.0.0.1'\nport = {port}\ntopic = 'vggd/test'\n\
+             [log]\nlevel = 'debug'\n",
+            self.incoming().display(),
+            models().display(),
+        );
+        fs::write(self.config(), text).unwrap();
+    }
+
+    pub fn incoming(&self) -> PathBuf {
+        self.folder.path().join("incoming")
+    }
+
+    /// Starts it and waits until it says that it is ready.
+    pub fn start(&mut self) {
+        let log = fs::File::options().append(true).create(true);
+        let log = log.open(self.folder.path().join("log")).unwrap();
+        let mut command = vggd();
+        command.arg("run").arg("--config").arg(self.config());
+        command.env("NOTIFY_SOCKET", self.folder.path().join("notify"));
+        self.child = Some(start(command.stderr(log)));
+        let mut buffer = [0; 256];
+        loop {
+            let length = self.notifications.recv(&mut buffer).unwrap_or_else(|error| {
+                panic!("not ready: {error}\n{}", self.log());
+            });
+            if String::from_utf8_lossy(&buffer[..length]).contains("READY=1") {
+                return;
+            }
+        }
+    }
+
+    pub fn started(broker: &Broker) -> Self {
+        let mut daemon = Self::new(broker);
+        daemon.start();
+        daemon
+    }
+
+    pub fn signal(&self, name: &str) {
+        signal(self.child.as_ref().unwrap(), name);
+    }
+
+    /// Sends a signal and waits for the end.
+    pub fn end(&mut self, name: &str) -> ExitStatus {
+        self.signal(name);
+        let mut child = self.child.take().unwrap();
+        let mut status = None;
+        until("the daemon ends", || {
+            status = child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    /// Puts a photo into the folder at once, by renaming.
+    pub fn drop_photo(&self, name: &str, bytes: &[u8]) {
+        let hidden = self.incoming().join(format!(".{name}"));
+        fs::write(&hidden, bytes).unwrap();
+        fs::rename(hidden, self.incoming().join(name)).unwrap();
+    }
+
+    /// Names in a folder below `incoming`, sorted; "" for the folder itself, without `done` and
+    /// `failed`.
+    pub fn list(&self, folder: &str) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.incoming().join(folder)) else {
+            return Vec::new();
+        };
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| !["done", "failed"].contains(&name.as_str()))
+            .collect();
+        names.sort();
+        names
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Largest resident memory so far in KiB.
+    pub fn peak_memory(&self) -> u64 {
+        let pid = self.child.as_ref().unwrap().id();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            child.kill().ok();
+            child.wait().ok();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of the daemon\n{}", self.log());
+        }
+    }
+}
+
+/// The real binary, with nothing of the environment that would configure it.
+pub fn vggd() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vggd"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("VGGD__")) {
+        command.env_remove(name);
+    }
+    command.env_remove("RUST_LOG").env_remove("JOURNAL_STREAM");
+    command
+}
+
+/// Runs the real binary to its end.
+pub fn run(arguments: &[&str]) -> Output {
+    vggd().args(arguments).output().unwrap()
+}
+
+/// The objects of JSON lines.
+pub fn json_lines(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+}
+
+pub fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").args(["-s", name, &child.id().to_string()]).status();
+    assert!(status.unwrap().success());
+}
+
+/// Polls until `what` is true; there is nothing to wait on for these.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// How often each file occurs among predictions.
+pub fn count_by_file(predictions: &[Value]) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for prediction in predictions {
+        *counts.entry(prediction["file"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    counts
+}

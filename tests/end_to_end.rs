@@ -1,0 +1,359 @@
+//! Photos in, predictions out: the real binary against a real broker.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+
+use common::{Broker, Daemon, jpeg, until};
+use serde_json::Value;
+
+#[test]
+fn each_photo_gives_one_prediction_in_order_of_arrival() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = Daemon::started(&broker);
+    assert_eq!(witness.next("status").payload, "online");
+
+    let names: Vec<String> = (0..40).map(|n| format!("{:02}.jpg", (n * 17) % 40)).collect();
+    for (number, name) in names.iter().enumerate() {
+        daemon.drop_photo(name, &jpeg(number as u32));
+    }
+    let predictions = witness.predictions(names.len());
+    for (index, prediction) in predictions.iter().enumerate() {
+        check_prediction(prediction, &names[index], index as u64 + 1);
+    }
+    let ids: BTreeSet<_> = predictions.iter().map(|p| p["id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), names.len());
+    let answers: BTreeSet<_> = predictions.iter().map(|p| p["top"][0]["class"].as_u64()).collect();
+    assert!(answers.len() > 1, "the photos all look the same to the model");
+
+    until("all photos are archived", || daemon.list("done").len() == names.len());
+    assert_eq!(daemon.list(""), [""; 0]);
+    assert!(daemon.end("TERM").success());
+    assert_eq!(witness.next("status").payload, "offline");
+    assert!(witness.rest("prediction").is_empty());
+    assert!(!daemon.log().contains(" ERROR "), "{}", daemon.log());
+}
+
+fn check_prediction(prediction: &Value, file: &str, sequence: u64) {
+    let keys: BTreeSet<_> = prediction.as_object().unwrap().keys().map(String::as_str).collect();
+    let expected = BTreeSet::from([
+        "schema",
+        "id",
+        "sequence",
+        "source",
+        "file",
+        "captured_at",
+        "variant",
+        "top",
+        "timings_ms",
+        "budget_ms",
+        "in_time",
+        "replayed",
+    ]);
+    assert_eq!(keys, expected);
+    assert_eq!(prediction["schema"], 1);
+    assert_eq!(prediction["file"], file);
+    assert_eq!(prediction["sequence"], sequence);
+    assert_eq!(prediction["source"], "directory");
+    assert_eq!(prediction["variant"], "baseline");
+    assert_eq!(prediction["replayed"], false);
+    assert!(prediction["captured_at"].as_str().unwrap().ends_with('Z'));
+    let top = prediction["top"].as_array().unwrap();
+    assert_eq!(top.len(), 5);
+    let probabilities: Vec<f64> = top.iter().map(|c| c["probability"].as_f64().unwrap()).collect();
+    assert!(
+        probabilities.is_sorted_by(|a, b| a >= b) && probabilities.iter().sum::<f64>() <= 1.001
+    );
+    assert!(top.iter().all(|class| class["label"].is_string()));
+    let timings = &prediction["timings_ms"];
+    let stage = |name: &str| timings[name].as_f64().unwrap();
+    let sum: f64 = ["wait", "decode", "preprocess", "inference"].map(stage).iter().sum();
+    assert!((sum - stage("total")).abs() < 0.002, "{timings}");
+}
+
+#[test]
+fn what_lay_there_before_comes_first_and_oldest_first() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = Daemon::new(&broker);
+    let day = std::time::Duration::from_secs(86_400);
+    for (age, name) in [(3, "c.jpg"), (1, "a.jpg"), (2, "b.jpg")] {
+        let path = daemon.incoming().join(name);
+        fs::write(&path, jpeg(age)).unwrap();
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(std::time::SystemTime::now() - day * age).unwrap();
+    }
+    daemon.start();
+    let files: Vec<_> = witness.predictions(3).iter().map(|p| p["file"].to_string()).collect();
+    assert_eq!(files, ["\"c.jpg\"", "\"b.jpg\"", "\"a.jpg\""]);
+}
+
+#[test]
+fn a_photo_is_taken_only_when_it_is_complete() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let daemon = Daemon::started(&broker);
+    let bytes = jpeg(1);
+    let (head, tail) = bytes.split_at(bytes.len() / 2);
+    let mut slow = fs::File::create(daemon.incoming().join("slow.jpg")).unwrap();
+    slow.write_all(head).unwrap();
+    fs::write(daemon.incoming().join("copying.jpg.part"), head).unwrap();
+    fs::write(daemon.incoming().join(".hidden.jpg"), &bytes).unwrap();
+    daemon.drop_photo("quick.jpg", &bytes);
+    assert_eq!(witness.next("prediction").json()["file"], "quick.jpg");
+
+    slow.write_all(tail).unwrap();
+    drop(slow);
+    assert_eq!(witness.next("prediction").json()["file"], "slow.jpg");
+    fs::hard_link(daemon.incoming().join(".hidden.jpg"), daemon.incoming().join("link.jpg"))
+        .unwrap();
+    assert_eq!(witness.next("prediction").json()["file"], "link.jpg");
+    until("the last photo is archived", || daemon.list("").len() == 2);
+    assert_eq!(daemon.list(""), [".hidden.jpg", "copying.jpg.part"]);
+    assert!(witness.rest("error").is_empty());
+}
+
+#[test]
+fn the_same_name_again_is_a_new_photo_and_keeps_the_old_one() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let daemon = Daemon::started(&broker);
+    for round in 1..=3 {
+        daemon.drop_photo("door.jpg", &jpeg(round));
+        assert_eq!(witness.next("prediction").json()["file"], "door.jpg");
+        until("it is archived", || daemon.list("done").len() == round as usize);
+    }
+    assert_eq!(daemon.list("done"), ["door-1.jpg", "door-2.jpg", "door.jpg"]);
+}
+
+#[test]
+fn afterwards_delete_removes_photos() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = Daemon::new(&broker);
+    daemon.configure(broker.port, "baseline", "afterwards = 'delete'");
+    daemon.start();
+    daemon.drop_photo("a.jpg", &jpeg(1));
+    witness.next("prediction");
+    until("it is removed", || daemon.list("").is_empty());
+    assert_eq!(daemon.list("done"), [""; 0]);
+}
+
+/// A PNG header that promises `side` x `side` pixels.
+fn huge_png(side: u32) -> Vec<u8> {
+    let mut header = b"IHDR".to_vec();
+    header.extend(side.to_be_bytes());
+    header.extend(side.to_be_bytes());
+    header.extend([8, 2, 0, 0, 0]);
+    let mut png = b"\x89PNG\r\n\x1a\n\0\0\0\x0d".to_vec();
+    png.extend(&header);
+    png.extend(crc32(&header).to_be_bytes());
+    png
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
+#[test]
+fn a_bad_photo_gives_one_error_and_goes_to_failed_with_the_reason() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let daemon = Daemon::started(&broker);
+    daemon.drop_photo("good.jpg", &jpeg(1));
+    witness.next("prediction");
+    let before = daemon.peak_memory();
+
+    let whole = jpeg(2);
+    let cases: [(&str, &[u8]); 5] = [
+        ("cut-off.jpg", &whole[..whole.len() / 2]),
+        ("empty.jpg", b""),
+        ("notes.txt", b"milk, eggs, bread"),
+        ("huge.png", &huge_png(60_000)),
+        ("too-long.jpg", &vec![0; 3 << 20]),
+    ];
+    let port = broker.port;
+    daemon.configure(port, "baseline", "max_file_mb = 2");
+    for (name, bytes) in cases {
+        daemon.drop_photo(name, bytes);
+        let error = witness.next("error").json();
+        assert_eq!((&error["kind"], &error["file"]), (&"photo".into(), &name.into()), "{error}");
+        until("it is put aside", || daemon.list("failed").len() == 2);
+        assert_eq!(daemon.list("failed"), [name.to_owned(), format!("{name}.txt")]);
+        let failed = daemon.incoming().join("failed");
+        let reason = fs::read_to_string(failed.join(format!("{name}.txt"))).unwrap();
+        assert_eq!(reason.trim_end(), error["message"], "{name}");
+        let lines = daemon.log().lines().filter(|line| line.contains(name)).count();
+        assert_eq!(lines, 1, "{}", daemon.log());
+        fs::remove_dir_all(failed).unwrap();
+    }
+    let grown = daemon.peak_memory() - before;
+    assert!(grown < 16 << 10, "{grown} KiB more memory");
+    daemon.drop_photo("good.jpg", &jpeg(1));
+    assert_eq!(witness.next("prediction").json()["file"], "good.jpg");
+    assert!(witness.rest("error").is_empty());
+}
+
+#[test]
+fn without_a_broker_photos_wait() {
+    let mut broker = Broker::absent();
+    let mut daemon = Daemon::started(&broker);
+    let names: Vec<String> = (0..30).map(|n| format!("{n:02}.jpg")).collect();
+    for (number, name) in names.iter().enumerate() {
+        daemon.drop_photo(name, &jpeg(number as u32));
+    }
+    until("it says so", || daemon.log().contains("no broker, photos wait"));
+    assert_eq!(daemon.list(""), names);
+    // A stop without a broker is prompt and leaves everything where it is.
+    assert!(daemon.end("TERM").success());
+    assert_eq!(daemon.list(""), names);
+
+    daemon.start();
+    broker.start();
+    let witness = broker.subscribe();
+    until("all photos are done", || daemon.list("done") == names);
+    assert_eq!(daemon.log().matches("no broker, photos wait").count(), 2, "{}", daemon.log());
+    drop(witness);
+}
+
+#[test]
+fn a_broker_that_goes_away_loses_nothing() {
+    let mut broker = Broker::running();
+    let witness = broker.subscribe();
+    let daemon = Daemon::started(&broker);
+    daemon.drop_photo("first.jpg", &jpeg(0));
+    witness.next("prediction");
+    let mut seen = vec![];
+    for round in 0..2 {
+        broker.stop();
+        for number in 0..10 {
+            daemon.drop_photo(&format!("{round}-{number}.jpg"), &jpeg(number));
+        }
+        broker.start();
+        let last = format!("{round}-9.jpg");
+        while seen.last().is_none_or(|p: &Value| p["file"] != *last) {
+            seen.push(witness.next("prediction").json());
+        }
+    }
+    let files: Vec<_> = seen.iter().map(|p| p["file"].as_str().unwrap()).collect();
+    let mut once = files.clone();
+    once.dedup();
+    let expected = (0..2).flat_map(|round| (0..10).map(move |n| format!("{round}-{n}.jpg")));
+    assert!(expected.eq(once), "{files:?}");
+    until("all photos are done", || daemon.list("").is_empty());
+    assert_eq!(daemon.list("done").len(), 21);
+}
+
+#[test]
+fn without_an_acknowledgement_a_photo_stays() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut broker = Broker::absent();
+    broker.port = listener.local_addr().unwrap().port();
+    // A broker that accepts the connection and then only listens.
+    let mute = std::thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        socket.write_all(&[0x20, 2, 0, 0]).unwrap();
+        let mut heard = Vec::new();
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = socket.read(&mut buffer) {
+            heard.extend(&buffer[..length]);
+        }
+        String::from_utf8_lossy(&heard).into_owned()
+    });
+    let mut daemon = Daemon::started(&broker);
+    daemon.drop_photo("a.jpg", &jpeg(1));
+    until("it is classified", || daemon.log().contains("classified"));
+    assert!(daemon.end("TERM").success());
+    assert!(mute.join().unwrap().contains("vggd/test/prediction"));
+    assert_eq!(daemon.list(""), ["a.jpg"]);
+
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    daemon.configure(broker.port, "baseline", "");
+    daemon.start();
+    assert_eq!(witness.next("prediction").json()["file"], "a.jpg");
+}
+
+#[test]
+fn a_kill_at_any_point_loses_nothing_and_the_will_speaks() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = Daemon::new(&broker);
+    let mut predictions = Vec::new();
+    for round in 0..3 {
+        daemon.start();
+        assert_eq!(witness.next("status").payload, "online");
+        for number in 0..8 {
+            daemon.drop_photo(&format!("{round}-{number}.jpg"), &jpeg(round * 8 + number));
+        }
+        predictions.extend(witness.predictions(1 + 2 * round as usize));
+        daemon.end("KILL");
+        // What was on its way arrives before the will.
+        loop {
+            let message = witness.next_of(&["prediction", "status"]);
+            match message.topic.ends_with("prediction") {
+                true => predictions.push(message.json()),
+                false => break assert_eq!(message.payload, "offline"),
+            }
+        }
+    }
+    daemon.start();
+    while common::count_by_file(&predictions).len() < 24 {
+        predictions.extend(witness.predictions(1));
+    }
+    until("all photos are done", || daemon.list("").is_empty());
+    // The same photo has the same id however often it is told.
+    let pairs: BTreeSet<_> =
+        predictions.iter().map(|p| (p["file"].to_string(), p["id"].to_string())).collect();
+    assert_eq!(pairs.len(), 24);
+    assert_eq!(daemon.list("done").len(), 24);
+}
+
+#[test]
+fn the_variant_changes_while_it_runs() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let daemon = Daemon::started(&broker);
+    let port = broker.port;
+    let mut count = 0;
+    let mut expect = |variant: &str| {
+        until(&format!("a prediction by {variant}"), || {
+            count += 1;
+            daemon.drop_photo(&format!("{count}.jpg"), &jpeg(count));
+            witness.next("prediction").json()["variant"] == variant
+        });
+    };
+    expect("baseline");
+    daemon.configure(port, "scaled", "");
+    expect("scaled");
+
+    // A wrong file is refused, and the daemon goes on as before.
+    fs::write(daemon.config(), "[model]\nvairant = 'quantized'\n").unwrap();
+    let error = witness.next("error").json();
+    assert_eq!(error["kind"], "configuration");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("vggd.toml") && message.contains("'model.vairant'"), "{message}");
+    expect("scaled");
+    daemon.configure(port, "nonesuch", "");
+    let message = witness.next("error").json()["message"].to_string();
+    assert!(message.contains("nonesuch") && message.contains("quantized"), "{message}");
+    expect("scaled");
+
+    // An editor that replaces the file, and a signal.
+    let aside = daemon.config().with_extension("new");
+    let text = fs::read_to_string(daemon.config()).unwrap().replace("nonesuch", "quantized");
+    fs::write(&aside, text).unwrap();
+    fs::rename(aside, daemon.config()).unwrap();
+    expect("quantized");
+    daemon.signal("HUP");
+    expect("quantized");
+    assert_eq!(daemon.log().matches("variant switched").count(), 2);
+}

@@ -1,0 +1,124 @@
+//! Arrows point one way: what a source file must not name, it does not name.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Rust files below `folder`, as paths from the project's root.
+fn sources(folder: &str) -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    let mut folders = vec![root.join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => files.push(path.strip_prefix(root).unwrap().to_owned()),
+            }
+        }
+    }
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    assert!(!files.is_empty(), "no sources in {folder}");
+    files
+}
+
+/// The code of a file: no comments, no tests.
+fn code(path: &Path) -> String {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Whether `name` occurs in `code` as a whole word that is a path's start or part.
+fn names(code: &str, name: &str) -> bool {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    code.match_indices(name).any(|(at, _)| {
+        let before = code[..at].chars().next_back();
+        let after = &code[at + name.len()..];
+        !before.is_some_and(is_word) && !after.starts_with(is_word)
+    })
+}
+
+#[test]
+fn an_outside_crate_is_named_in_one_place() {
+    let owners = [
+        ("tract_onnx", "src/model"),
+        ("tract_linalg", "src/model"),
+        ("vggd_kernels", "src/model"),
+        ("prost", "src/model"),
+        ("memmap2", "src/model"),
+        ("rumqttc", "src/publish"),
+        ("config::", "src/config"),
+        ("toml", "src/config src/manifest"),
+        ("image", "src/preprocess"),
+        ("fast_image_resize", "src/preprocess"),
+        ("systemd_journal_logger", "src/logging"),
+        ("tracing_subscriber", "src/logging"),
+        ("sd_notify", "src/daemon"),
+        ("tokio", "src/daemon src/publish"),
+        ("clap", "src/main"),
+    ];
+    for path in sources("src") {
+        let code = code(&path);
+        for (name, owners) in owners {
+            let owned = owners.split(' ').any(|owner| path.to_str().unwrap().starts_with(owner));
+            let found = match name {
+                // The crate, not the module of the same name.
+                "config::" => ["config::Config::builder", "config::File", "config::Environment"]
+                    .iter()
+                    .any(|name| code.contains(name)),
+                name => names(&code, &format!("{name}::")) || code.contains(&format!("{name}::")),
+            };
+            assert!(owned || !found, "{} names {name}", path.display());
+        }
+    }
+}
+
+#[test]
+fn arrows_point_one_way() {
+    let layers: [&[&str]; 6] = [
+        &["manifest", "event"],
+        &["config", "preprocess", "logging"],
+        &["source", "model"],
+        &["pipeline"],
+        &["publish", "measure"],
+        &["daemon"],
+    ];
+    let layer_of = |module: &str| layers.iter().position(|layer| layer.contains(&module));
+    for path in sources("src") {
+        let module = path.iter().nth(1).unwrap().to_str().unwrap().trim_end_matches(".rs");
+        if ["lib", "main", "commands"].contains(&module) {
+            continue;
+        }
+        let own = layer_of(module).unwrap_or_else(|| panic!("{module} has no layer in this test"));
+        let code = code(&path);
+        for (index, layer) in layers.iter().enumerate() {
+            for other in layer.iter().filter(|other| **other != module) {
+                let named = names(&code, &format!("crate::{other}"));
+                assert!(!named || index < own, "{} names crate::{other}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn kernels_know_slices_only() {
+    for path in sources("kernels/src") {
+        let code = code(&path);
+        for name in ["tract", "std::fs", "std::thread", "std::time", "rayon"] {
+            assert!(!names(&code, name), "{} names {name}", path.display());
+        }
+    }
+}
+
+#[test]
+fn no_training_under_the_daemon() {
+    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
+    let manifest = manifest.unwrap();
+    let section = manifest.split("\n[dependencies]\n").nth(1).unwrap();
+    let dependencies = section.split("\n[").next().unwrap();
+    for name in ["burn", "candle", "vggd-models", "safetensors"] {
+        assert!(!dependencies.contains(name), "{name} under the daemon");
+    }
+}

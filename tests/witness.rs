@@ -1,0 +1,144 @@
+//! Every variant computes what onnxruntime computes from the same file.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{jpeg, models};
+use vggd::event::top_k;
+use vggd::manifest::{ModelSet, Variant};
+use vggd::model::{Engine, Model};
+use vggd::preprocess::{self, Limits};
+
+/// Largest difference of a logit, as a share of the logits' range, for variants in float32.
+const FLOAT: f32 = 1e-3;
+
+/// Largest difference of a probability for quantized variants.
+const QUANTIZED: f64 = 0.02;
+
+/// A Python that has onnxruntime, from VGGD_PYTHON or the path. Without one the test does not run,
+/// and says so; with VGGD_REQUIRE_WITNESS=1 it fails.
+fn python() -> Option<PathBuf> {
+    let python = PathBuf::from(std::env::var_os("VGGD_PYTHON").unwrap_or("python3".into()));
+    let has = Command::new(&python).args(["-c", "import numpy, onnxruntime"]).output();
+    if has.is_ok_and(|output| output.status.success()) {
+        return Some(python);
+    }
+    let required = std::env::var_os("VGGD_REQUIRE_WITNESS").is_some_and(|value| value == "1");
+    assert!(!required, "{} has no onnxruntime", python.display());
+    not_run(&format!("{} has no onnxruntime, see VGGD_PYTHON", python.display()));
+    None
+}
+
+/// Says past the test harness's capture that a test does not run.
+fn not_run(why: &str) {
+    use std::io::Write;
+    writeln!(std::io::stderr(), "NOT RUN: {why}").unwrap();
+}
+
+fn check_set(python: &Path, directory: &Path, photos: &[Vec<u8>]) {
+    let set = ModelSet::open(directory).unwrap();
+    for variant in &set.manifest.variants {
+        check_variant(python, &set, variant, photos);
+    }
+}
+
+fn check_variant(python: &Path, set: &ModelSet, variant: &Variant, photos: &[Vec<u8>]) {
+    let limits = Limits { max_pixels: 1 << 24 };
+    let inputs: Vec<Vec<f32>> = (photos.iter())
+        .map(|bytes| preprocess::decode(bytes, &limits).unwrap())
+        .map(|photo| preprocess::to_input(&photo, variant.side(), &set.manifest.preprocess))
+        .collect();
+    let theirs = onnxruntime(python, &set.directory.join(&variant.graph), &inputs);
+    for threads in [1, 2] {
+        let engine = Engine::new(threads);
+        let model = Model::load(set, variant, &engine).unwrap();
+        for (number, (input, theirs)) in inputs.iter().zip(&theirs).enumerate() {
+            let ours = model.infer(input).unwrap();
+            let what = format!("{}, photo {number}, {threads} threads", variant.name);
+            compare(&what, variant.name.contains("quantized"), set, &ours, theirs);
+        }
+    }
+}
+
+fn compare(what: &str, quantized: bool, set: &ModelSet, ours: &[f32], theirs: &[f32]) {
+    let (low, high) =
+        (theirs.iter().copied().reduce(f32::min), theirs.iter().copied().reduce(f32::max));
+    let range = high.unwrap() - low.unwrap();
+    assert!(range > 0.1, "{what}: all logits are alike");
+    let difference = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    if !quantized {
+        assert!(difference <= FLOAT * range, "{what}: {difference} of {range}");
+        return;
+    }
+    let all = |logits: &[f32]| top_k(logits, &set.labels, logits.len());
+    let (ours, theirs) = (all(ours), all(theirs));
+    assert_eq!(ours[0].class, theirs[0].class, "{what}");
+    for class in ours {
+        let twin = theirs.iter().find(|twin| twin.class == class.class).unwrap();
+        let difference = (class.probability - twin.probability).abs();
+        assert!(difference <= QUANTIZED, "{what}: class {} by {difference}", class.class);
+    }
+}
+
+fn onnxruntime(python: &Path, graph: &Path, inputs: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, target) = (folder.path().join("inputs"), folder.path().join("logits"));
+    let bytes: Vec<u8> = inputs.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
+    fs::write(&source, bytes).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/witness.py");
+    let status = Command::new(python).arg(script).args([graph, &source, &target]).status();
+    assert!(status.unwrap().success(), "onnxruntime failed on {}", graph.display());
+    let logits: Vec<f32> = fs::read(target)
+        .unwrap()
+        .chunks_exact(4)
+        .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
+        .collect();
+    logits.chunks_exact(logits.len() / inputs.len()).map(<[f32]>::to_vec).collect()
+}
+
+#[test]
+fn the_tiny_set_computes_what_onnxruntime_computes() {
+    let Some(python) = python() else { return };
+    let photos: Vec<_> = (0..8).map(jpeg).collect();
+    check_set(&python, models(), &photos);
+}
+
+/// The full-size reference model and its photos: VGGD_REFERENCE, or ../shared/reference.
+fn reference() -> Option<PathBuf> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference");
+    let folder = std::env::var_os("VGGD_REFERENCE").map_or(beside, PathBuf::from);
+    if folder.join("expand.py").exists() {
+        return Some(folder);
+    }
+    not_run(&format!("no reference model in {}, see VGGD_REFERENCE", folder.display()));
+    None
+}
+
+#[test]
+fn the_reference_set_computes_what_onnxruntime_computes() {
+    let (Some(python), Some(reference)) = (python(), reference()) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let import = vggd_models::import::Import {
+        source: folder.path().join("vgg19.safetensors"),
+        labels: reference.join("imagenet-labels.txt"),
+        out: folder.path().join("set"),
+        name: "reference".to_owned(),
+        force: false,
+    };
+    let script = reference.join("expand.py");
+    let status = Command::new(&python).arg(script).arg(&import.source).status();
+    assert!(status.unwrap().success(), "the reference model could not be expanded");
+    vggd_models::import::import(&import, &mut ()).unwrap();
+
+    let mut photos: Vec<PathBuf> = (fs::read_dir(reference.join("evaluation")).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "jpg"))
+        .collect();
+    photos.sort();
+    let photos: Vec<_> = photos.iter().step_by(10).map(|path| fs::read(path).unwrap()).collect();
+    assert_eq!(photos.len(), 50);
+    check_set(&python, &import.out, &photos);
+}
