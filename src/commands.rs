@@ -40,10 +40,18 @@ struct Cost {
 }
 
 /// Classifies each photo; those that cannot be are reported, and the exit code is 1 at the end.
-pub(crate) fn classify(config: &Config, photos: &[PathBuf], json: bool) -> Result<ExitCode> {
+pub(crate) fn classify(
+    config: &Config,
+    variant: Option<&str>,
+    photos: &[PathBuf],
+    json: bool,
+) -> Result<ExitCode> {
     let set = daemon::model_set(config)?;
-    let engine = Engine::new(config.model.threads);
-    let model = Model::load(&set, set.variant(&config.model.variant)?, &engine)?;
+    let variant = match variant {
+        Some(name) => set.variant(name)?,
+        None => daemon::configured_variant(config, &set)?,
+    };
+    let model = Model::load(&set, variant, &Engine::new(config.model.threads))?;
     let pipeline = Pipeline::new(&set, &config.source);
     let mut code = ExitCode::SUCCESS;
     for path in photos {
@@ -78,7 +86,7 @@ pub(crate) fn classify(config: &Config, photos: &[PathBuf], json: bool) -> Resul
 }
 
 /// Runs every variant on one photo.
-pub(crate) fn compare(config: &Config, photo: &Path, runs: usize, json: bool) -> Result<()> {
+pub(crate) fn compare(config: &Config, photo: &Path, runs: u32, json: bool) -> Result<()> {
     let set = daemon::model_set(config)?;
     let measured =
         measure_all(&set, set.names(), config, Some(photo.to_owned()), runs, |_| Ok(()))?;
@@ -145,7 +153,7 @@ pub(crate) fn bench(
     config: &Config,
     variant: Option<String>,
     photo: Option<PathBuf>,
-    runs: usize,
+    runs: u32,
     json: bool,
 ) -> Result<()> {
     let set = daemon::model_set(config)?;
@@ -183,6 +191,7 @@ pub(crate) fn bench(
 /// Says whether `vggd run` would start with this configuration.
 pub(crate) fn check(config: &Config) -> Result<()> {
     let set = daemon::model_set(config)?;
+    daemon::configured_variant(config, &set)?;
     progress("comparing checksums");
     let verified = set.verify();
     progress("");
@@ -211,7 +220,7 @@ fn measure_all(
     names: Vec<String>,
     config: &Config,
     photo: Option<PathBuf>,
-    runs: usize,
+    runs: u32,
     mut each: impl FnMut(&Measurement) -> Result<()>,
 ) -> Result<Vec<Measurement>> {
     let mut measured = Vec::new();

@@ -286,8 +286,8 @@ impl Config {
         let directory = source.directory.display();
         let named = !source.directory.as_os_str().is_empty();
         check(named, "source.directory", &directory, "names no folder")?;
-        let megabytes = 1..=1 << 20;
-        let range = "must be from 1 to 1048576";
+        let megabytes = 8..=1 << 20;
+        let range = "must be from 8 to 1048576";
         let file = source.max_file_mb;
         check(megabytes.contains(&file), "source.max_file_mb", &file, range)?;
         let memory = source.decode_memory_mb;

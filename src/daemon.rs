@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::config::{Config, ConfigError, LIVE};
 use crate::event::{self, Failure, Prediction};
-use crate::manifest::ModelSet;
+use crate::manifest::{ModelSet, Variant};
 use crate::model::{Engine, Model};
 use crate::pipeline::{ClassifyError, Pipeline};
 use crate::publish::{Publisher, Report};
@@ -57,17 +57,25 @@ impl Options {
     }
 }
 
-/// The configured model set and the name of the variant in it, found to be there.
+/// The configured model set.
 ///
 /// # Errors
 /// [`ConfigError`] that names the key.
 pub fn model_set(config: &Config) -> Result<ModelSet, ConfigError> {
     let path = config.model.set.display();
-    let set = ModelSet::open(&config.model.set)
-        .map_err(|error| config.wrong("model.set", path, error))?;
-    set.variant(&config.model.variant)
-        .map_err(|error| config.wrong("model.variant", &config.model.variant, error))?;
-    Ok(set)
+    ModelSet::open(&config.model.set).map_err(|error| config.wrong("model.set", path, error))
+}
+
+/// The configured variant of `set`.
+///
+/// # Errors
+/// [`ConfigError`] that names the key and the variants there are.
+pub fn configured_variant<'a>(
+    config: &Config,
+    set: &'a ModelSet,
+) -> Result<&'a Variant, ConfigError> {
+    let name = &config.model.variant;
+    set.variant(name).map_err(|error| config.wrong("model.variant", name, error))
 }
 
 /// Runs until a signal asks to stop.
@@ -86,7 +94,7 @@ pub fn run(options: &Options) -> Result<()> {
     config.mqtt.login()?;
 
     let engine = Engine::new(config.model.threads);
-    let model = Model::load(&set, set.variant(&config.model.variant)?, &engine)?;
+    let model = Model::load(&set, configured_variant(&config, &set)?, &engine)?;
     tracing::info!(
         variant = model.name,
         threads = engine.threads(),
@@ -205,9 +213,7 @@ impl Daemon {
             tracing::debug!("configuration read again, same variant");
             return Ok(());
         }
-        let variant = self.set.variant(&name).cloned();
-        let variant = variant
-            .map_err(|error| Refused::Configuration(new.wrong("model.variant", &name, error)))?;
+        let variant = configured_variant(&new, &self.set).map_err(Refused::Configuration)?.clone();
         let (set, engine) = (self.set.clone(), self.engine.clone());
         let load = move || Model::load(&set, &variant, &engine);
         let started = Instant::now();

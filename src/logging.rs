@@ -70,7 +70,7 @@ impl<S: Subscriber> Layer<S> for Journal {
         record.level(level).target(metadata.target()).module_path(metadata.module_path());
         record.file(metadata.file()).line(metadata.line()).key_values(&fields.values);
         // There is nobody left to tell when the journal is gone.
-        self.0.journal_send(&record.args(format_args!("{}", fields.message)).build()).ok();
+        self.0.journal_send(&record.args(format_args!("{fields}")).build()).ok();
     }
 }
 
@@ -78,6 +78,17 @@ impl<S: Subscriber> Layer<S> for Journal {
 struct Fields {
     message: String,
     values: BTreeMap<String, String>,
+}
+
+/// The message with its fields behind it, for people who read the journal without `-o json`.
+impl fmt::Display for Fields {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        self.values.iter().try_for_each(|(name, value)| match value.contains(' ') {
+            true => write!(f, " {name}={value:?}"),
+            false => write!(f, " {name}={value}"),
+        })
+    }
 }
 
 impl Visit for Fields {

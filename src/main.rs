@@ -8,6 +8,10 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use vggd::config::{self, Config, ConfigError};
 use vggd::daemon;
+use vggd::manifest::SetError;
+
+/// Wrong arguments, which is also what clap exits with.
+const EXIT_ARGUMENTS: u8 = 2;
 
 /// Wrong configuration: systemd does not restart after this.
 const EXIT_CONFIG: u8 = 78;
@@ -64,7 +68,7 @@ process holds after the last run. Each variant runs in a process of its own.")]
         #[command(flatten)]
         set: Set,
         #[command(flatten)]
-        timing: Timing<5>,
+        timing: Timing,
         /// One JSON object a variant on stdout
         #[arg(long)]
         json: bool,
@@ -80,7 +84,7 @@ process holds after the last run. Each variant runs in a process of its own.")]
         #[arg(long)]
         photo: Option<PathBuf>,
         #[command(flatten)]
-        timing: Timing<20>,
+        timing: Timing,
         /// One JSON object a variant on stdout
         #[arg(long)]
         json: bool,
@@ -101,7 +105,7 @@ process holds after the last run. Each variant runs in a process of its own.")]
         #[arg(long)]
         variant: String,
         #[command(flatten)]
-        timing: Timing<20>,
+        timing: Timing,
     },
 }
 
@@ -116,13 +120,13 @@ struct Set {
 }
 
 #[derive(Args)]
-struct Timing<const RUNS: usize> {
+struct Timing {
     /// Threads, 0 for one per core [default: as configured]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// How many inferences to time
-    #[arg(long, value_name = "N", default_value_t = RUNS)]
-    runs: usize,
+    /// How many inferences to time [default: 5 for compare, 20 for bench]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    runs: Option<u32>,
 }
 
 impl Set {
@@ -144,9 +148,10 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("vggd: {error:#}");
-            match error.is::<ConfigError>() {
-                true => ExitCode::from(EXIT_CONFIG),
-                false => ExitCode::FAILURE,
+            match error.downcast_ref() {
+                Some(SetError::UnknownVariant { .. }) => ExitCode::from(EXIT_ARGUMENTS),
+                _ if error.is::<ConfigError>() => ExitCode::from(EXIT_CONFIG),
+                _ => ExitCode::FAILURE,
             }
         }
     }
@@ -158,18 +163,17 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Classify { photos, set, variant, threads, json } => {
             let mut config = set.load()?;
             config.model.threads = threads.unwrap_or(config.model.threads);
-            config.model.variant = variant.unwrap_or(config.model.variant);
-            return commands::classify(&config, &photos, json);
+            return commands::classify(&config, variant.as_deref(), &photos, json);
         }
         Command::Compare { photo, set, timing, json } => {
             let mut config = set.load()?;
             config.model.threads = timing.threads.unwrap_or(config.model.threads);
-            commands::compare(&config, &photo, timing.runs, json)?;
+            commands::compare(&config, &photo, timing.runs.unwrap_or(5), json)?;
         }
         Command::Bench { set, variant, photo, timing, json } => {
             let mut config = set.load()?;
             config.model.threads = timing.threads.unwrap_or(config.model.threads);
-            commands::bench(&config, variant, photo, timing.runs, json)?;
+            commands::bench(&config, variant, photo, timing.runs.unwrap_or(20), json)?;
         }
         Command::Check { set } => commands::check(&set.load()?)?,
         Command::Defaults => print!("{}", config::DEFAULT),
@@ -179,7 +183,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 models,
                 variant,
                 threads,
-                runs: timing.runs,
+                runs: timing.runs.unwrap_or(20),
                 photo,
             })?;
         }

@@ -25,7 +25,7 @@ pub struct Job {
     /// Threads, 0 for one per core.
     pub threads: usize,
     /// How many inferences are timed, at least 1, after one that is not.
-    pub runs: usize,
+    pub runs: u32,
     /// The photo to classify; noise without one.
     pub photo: Option<PathBuf>,
 }
@@ -50,7 +50,7 @@ pub struct Measurement {
     /// 99th percentile (nearest rank).
     pub p99_ms: f64,
     /// How many inferences were timed.
-    pub runs: usize,
+    pub runs: u32,
     /// Resident memory after the last inference (VmRSS).
     pub rss_mb: u64,
     /// Largest resident memory of the process (VmHWM).

@@ -1,21 +1,23 @@
 //! One variant, loaded and ready to run: the only user of tract.
 //!
-//! tract reads the graph and runs it. Before it sees the graph, the fully connected layers are taken
-//! out and become ops of our own ([`linear`]), which use their weights in place from the mapped
-//! file: float32 or int8, never copied, never widened. It must not know where inputs come from or
-//! what the classes mean.
+//! tract reads the graph and runs it. Before it sees the graph, the layers that our own kernels are
+//! faster at are taken out and become ops of our own: [`convolution`] and [`linear`]. It must not
+//! know where inputs come from or what the classes mean.
 
+mod convolution;
 mod linear;
+mod op;
 mod weights;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use prost::Message;
 use thiserror::Error;
 use tract_linalg::multithread::{Executor, multithread_tract_scope};
-use tract_onnx::prelude::*;
-use tract_onnx::tract_hir::internal::format_err;
+use tract_onnx::pb::GraphProto;
+use tract_onnx::tract_hir::internal::*;
 
 use crate::manifest::{ModelSet, SetError, Variant};
 
@@ -133,11 +135,15 @@ fn plan(
     engine: &Engine,
 ) -> TractResult<Arc<TypedRunnableModel>> {
     let mut proto = tract_onnx::pb::ModelProto::decode(graph)?;
-    let linears = linear::take(&mut proto, directory, engine)?;
-    let folder = directory.to_str().ok_or_else(|| format_err!("the folder's name is not UTF-8"))?;
+    let graph = proto.graph.as_mut().context("no graph")?;
+    let mut files = weights::Files::new(directory);
+    let mut taken = linear::take(graph, &mut files, engine)?;
+    taken.extend(convolution::take(graph, &mut files, engine, variant.side())?);
+    drop_unread(graph);
+    let folder = directory.to_str().context("the folder's name is not UTF-8")?;
     let mut model = tract_onnx::onnx().parse(&proto, Some(folder))?.model;
-    for linear in linears {
-        linear.put(&mut model)?;
+    for layer in taken {
+        layer.put(&mut model)?;
     }
     model
         .with_input_fact(0, f32::fact(variant.input).into())?
@@ -145,4 +151,19 @@ fn plan(
         .into_typed()?
         .into_optimized()?
         .into_runnable()
+}
+
+/// Removes nodes and initializers that nothing reads any more, so that tract does not load them.
+fn drop_unread(graph: &mut GraphProto) {
+    loop {
+        let outputs = graph.output.iter().map(|output| output.name.clone());
+        let inputs = graph.node.iter().flat_map(|node| node.input.iter().cloned());
+        let read: HashSet<String> = inputs.chain(outputs).collect();
+        let nodes = graph.node.len();
+        graph.node.retain(|node| node.output.iter().any(|name| read.contains(name)));
+        graph.initializer.retain(|tensor| read.contains(&tensor.name));
+        if graph.node.len() == nodes {
+            return;
+        }
+    }
 }

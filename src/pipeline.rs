@@ -86,7 +86,7 @@ impl Pipeline {
             labels: set.labels.clone(),
             rule: set.manifest.preprocess.clone(),
             max_file: source.max_file(),
-            limits: Limits { max_pixels: source.decode_memory() / 12 },
+            limits: Limits::within(source.decode_memory()),
         }
     }
 
@@ -127,9 +127,13 @@ impl Pipeline {
             io::ErrorKind::NotFound => ClassifyError::Gone,
             _ => ClassifyError::Read(error),
         })?;
+        let length = file.metadata().map_err(ClassifyError::Read)?.len();
         let mut bytes = Vec::new();
-        let read = file.take(self.max_file + 1).read_to_end(&mut bytes);
-        match read.map_err(ClassifyError::Read)? as u64 > self.max_file {
+        if length <= self.max_file {
+            bytes.reserve_exact(length as usize + 1);
+            file.take(self.max_file + 1).read_to_end(&mut bytes).map_err(ClassifyError::Read)?;
+        }
+        match length.max(bytes.len() as u64) > self.max_file {
             true => Err(ClassifyError::TooLarge { limit: self.max_file }),
             false => Ok(bytes),
         }

@@ -34,11 +34,19 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The most bytes that [`decode`] holds at once beside its input: 12 a pixel, which a 16-bit
-    /// RGBA PNG, a progressive CMYK JPEG or an animated WebP comes near (a baseline JPEG takes 3, or
-    /// 6 when it has to be turned upright), and 4 MiB.
+    /// What a 16-bit RGBA PNG, a progressive CMYK JPEG or an animated WebP comes near; a baseline
+    /// JPEG takes 3, or 6 when it has to be turned upright.
+    const BYTES_PER_PIXEL: u64 = 12;
+    const BYTES_BESIDES: u64 = 4 << 20;
+
+    /// The limits that keep [`decode`] within `memory` bytes.
+    pub fn within(memory: u64) -> Self {
+        Self { max_pixels: memory.saturating_sub(Self::BYTES_BESIDES) / Self::BYTES_PER_PIXEL }
+    }
+
+    /// The most bytes that [`decode`] holds at once beside its input.
     pub fn max_memory(&self) -> u64 {
-        self.max_pixels.saturating_mul(12).saturating_add(4 << 20)
+        self.max_pixels.saturating_mul(Self::BYTES_PER_PIXEL).saturating_add(Self::BYTES_BESIDES)
     }
 }
 

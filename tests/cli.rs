@@ -181,5 +181,7 @@ fn wrong_arguments_exit_with_2_and_the_defaults_are_a_valid_file() {
     assert_eq!(String::from_utf8(defaults.stdout).unwrap(), vggd::config::DEFAULT);
     let set = models().to_str().unwrap();
     let output = run(&["classify", "none.jpg", "--models", set, "--variant", "x"]);
-    assert_eq!(output.status.code(), Some(78));
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("'x'") && error.contains("quantized"), "{error}");
 }

@@ -167,7 +167,9 @@ fn crc32(bytes: &[u8]) -> u32 {
 fn a_bad_photo_gives_one_error_and_goes_to_failed_with_the_reason() {
     let broker = Broker::running();
     let witness = broker.subscribe();
-    let daemon = Daemon::started(&broker);
+    let mut daemon = Daemon::new(&broker);
+    daemon.configure(broker.port, "baseline", "max_file_mb = 8");
+    daemon.start();
     daemon.drop_photo("good.jpg", &jpeg(1));
     witness.next("prediction");
     let before = daemon.peak_memory();
@@ -178,10 +180,8 @@ fn a_bad_photo_gives_one_error_and_goes_to_failed_with_the_reason() {
         ("empty.jpg", b""),
         ("notes.txt", b"milk, eggs, bread"),
         ("huge.png", &huge_png(60_000)),
-        ("too-long.jpg", &vec![0; 3 << 20]),
+        ("too-long.jpg", &vec![0; 9 << 20]),
     ];
-    let port = broker.port;
-    daemon.configure(port, "baseline", "max_file_mb = 2");
     for (name, bytes) in cases {
         daemon.drop_photo(name, bytes);
         let error = witness.next("error").json();

@@ -1,23 +1,25 @@
 //! Preprocessing against a witness: torchvision's rule as Pillow computes it (`preprocess.py`), and
 //! what a photo may cost in memory.
-//!
-//! The witness runs in `$VGGD_PYTHON`, else `python3`, which needs pillow and numpy. Without them
-//! the comparison says `NOT RUN:` and passes, unless `VGGD_REQUIRE_WITNESS=1`.
+
+mod common;
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
+use common::witness::{python, reference, reference_photos};
 use image::{ImageFormat, Rgb, RgbImage};
 use vggd::manifest::Preprocess;
 use vggd::preprocess::{DecodeError, Limits, decode, to_input};
+
+/// What the witness imports.
+const MODULES: &str = "numpy, PIL";
 
 const LIMITS: Limits = Limits { max_pixels: 20_000_000 };
 
 #[test]
 fn input_equals_torchvisions() {
-    let Some(python) = python() else { return };
+    let Some(python) = python(MODULES) else { return };
     let folder = tempfile::tempdir().unwrap();
     let sizes = [(100, 80), (101, 77), (224, 224), (255, 257), (333, 500), (1023, 767)];
     for (width, height) in sizes {
@@ -36,51 +38,20 @@ fn input_equals_torchvisions() {
 
 #[test]
 fn input_of_real_photos_equals_torchvisions() {
-    let Some(python) = python() else { return };
-    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference");
+    let (Some(python), Some(reference)) = (python(MODULES), reference()) else { return };
     let folder = tempfile::tempdir().unwrap();
     for name in ["calibration", "evaluation"] {
-        let Ok(entries) = fs::read_dir(reference.join(name)) else {
-            not_run(&format!("no photos in {}/{name}", reference.display()));
-            return;
-        };
-        let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
-        paths.retain(|path| path.extension().is_some_and(|extension| extension == "jpg"));
-        paths.sort();
-        for path in paths.iter().step_by(25) {
-            fs::copy(path, folder.path().join(path.file_name().unwrap())).unwrap();
+        for path in reference_photos(&reference, name, 25) {
+            fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
         }
     }
     compare(&python, folder.path());
 }
 
-/// The witness's interpreter; none when it lacks what it needs, which is said.
-fn python() -> Option<String> {
-    let python = std::env::var("VGGD_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let output = Command::new(&python).args(["-c", "import numpy, PIL"]).output();
-    let reason = match output {
-        Ok(output) if output.status.success() => return Some(python),
-        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        Err(error) => error.to_string(),
-    };
-    let message = format!("{python} with pillow and numpy is needed (VGGD_PYTHON): {reason}");
-    assert_ne!(std::env::var("VGGD_REQUIRE_WITNESS").as_deref(), Ok("1"), "{message}");
-    not_run(&message);
-    None
-}
-
-/// Past the test harness, which hides what a passing test prints.
-fn not_run(reason: &str) {
-    let mut stderr = std::io::stderr();
-    writeln!(stderr, "NOT RUN: {reason}").unwrap();
-}
-
-/// Every photo in `folder`, at both sides, against the witness: lossless ones within one step of
-/// 8-bit colour at each pixel, lossy ones within half a step on average.
-fn compare(python: &str, folder: &Path) {
+fn compare(python: &Path, folder: &Path) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/preprocess.py");
     let witness = Command::new(python).arg(script).arg(folder).args(["224", "160"]).status();
-    assert!(witness.unwrap().success(), "{python} tests/preprocess.py");
+    assert!(witness.unwrap().success(), "{python:?} tests/preprocess.py");
 
     let rule = Preprocess::default();
     let (mut worst_lossless, mut worst_lossy, mut count) = (0.0f64, 0.0f64, 0);

@@ -3,40 +3,24 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
+use common::witness::{python, reference, reference_photos};
 use common::{jpeg, models};
 use vggd::event::top_k;
 use vggd::manifest::{ModelSet, Variant};
 use vggd::model::{Engine, Model};
 use vggd::preprocess::{self, Limits};
 
+/// What the witness imports.
+const MODULES: &str = "numpy, onnxruntime";
+
 /// Largest difference of a logit, as a share of the logits' range, for variants in float32.
 const FLOAT: f32 = 1e-3;
 
 /// Largest difference of a probability for quantized variants.
 const QUANTIZED: f64 = 0.02;
-
-/// A Python that has onnxruntime, from VGGD_PYTHON or the path. Without one the test does not run,
-/// and says so; with VGGD_REQUIRE_WITNESS=1 it fails.
-fn python() -> Option<PathBuf> {
-    let python = PathBuf::from(std::env::var_os("VGGD_PYTHON").unwrap_or("python3".into()));
-    let has = Command::new(&python).args(["-c", "import numpy, onnxruntime"]).output();
-    if has.is_ok_and(|output| output.status.success()) {
-        return Some(python);
-    }
-    let required = std::env::var_os("VGGD_REQUIRE_WITNESS").is_some_and(|value| value == "1");
-    assert!(!required, "{} has no onnxruntime", python.display());
-    not_run(&format!("{} has no onnxruntime, see VGGD_PYTHON", python.display()));
-    None
-}
-
-/// Says past the test harness's capture that a test does not run.
-fn not_run(why: &str) {
-    use std::io::Write;
-    writeln!(std::io::stderr(), "NOT RUN: {why}").unwrap();
-}
 
 fn check_set(python: &Path, directory: &Path, photos: &[Vec<u8>]) {
     let set = ModelSet::open(directory).unwrap();
@@ -101,25 +85,14 @@ fn onnxruntime(python: &Path, graph: &Path, inputs: &[Vec<f32>]) -> Vec<Vec<f32>
 
 #[test]
 fn the_tiny_set_computes_what_onnxruntime_computes() {
-    let Some(python) = python() else { return };
+    let Some(python) = python(MODULES) else { return };
     let photos: Vec<_> = (0..8).map(jpeg).collect();
     check_set(&python, models(), &photos);
 }
 
-/// The full-size reference model and its photos: VGGD_REFERENCE, or ../shared/reference.
-fn reference() -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference");
-    let folder = std::env::var_os("VGGD_REFERENCE").map_or(beside, PathBuf::from);
-    if folder.join("expand.py").exists() {
-        return Some(folder);
-    }
-    not_run(&format!("no reference model in {}, see VGGD_REFERENCE", folder.display()));
-    None
-}
-
 #[test]
 fn the_reference_set_computes_what_onnxruntime_computes() {
-    let (Some(python), Some(reference)) = (python(), reference()) else { return };
+    let (Some(python), Some(reference)) = (python(MODULES), reference()) else { return };
     let folder = tempfile::tempdir().unwrap();
     let import = vggd_models::import::Import {
         source: folder.path().join("vgg19.safetensors"),
@@ -133,12 +106,8 @@ fn the_reference_set_computes_what_onnxruntime_computes() {
     assert!(status.unwrap().success(), "the reference model could not be expanded");
     vggd_models::import::import(&import, &mut ()).unwrap();
 
-    let mut photos: Vec<PathBuf> = (fs::read_dir(reference.join("evaluation")).unwrap())
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "jpg"))
-        .collect();
-    photos.sort();
-    let photos: Vec<_> = photos.iter().step_by(10).map(|path| fs::read(path).unwrap()).collect();
+    let photos = reference_photos(&reference, "evaluation", 10);
+    let photos: Vec<_> = photos.into_iter().map(|path| fs::read(path).unwrap()).collect();
     assert_eq!(photos.len(), 50);
     check_set(&python, &import.out, &photos);
 }

@@ -32,6 +32,9 @@ pub fn block(channels: usize, pixels: usize, planar: &[f32], blocked: &mut [f32]
 /// If the lengths do not fit each other.
 pub fn unblock(channels: usize, pixels: usize, blocked: &[f32], planar: &mut [f32]) {
     check_lengths(channels, pixels, planar.len(), blocked.len());
+    if pixels == 0 {
+        return;
+    }
     for channel in 0..channels {
         let (block, lane) = (channel / CHANNEL_BLOCK, channel % CHANNEL_BLOCK);
         let from = &blocked[block * pixels * CHANNEL_BLOCK + lane..];

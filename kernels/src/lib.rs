@@ -3,7 +3,8 @@
 //!
 //! In the order a frame flows:
 //!
-//! - [`winograd`]: 3x3 convolutions with bias, ReLU and max-pool.
+//! - [`direct`]: the first 3x3 convolution, from a planar image.
+//! - [`winograd`]: the other 3x3 convolutions with bias, ReLU and max-pool.
 //! - [`linear`]: fully connected layers, a stream of weights from memory.
 //!
 //! Underneath:
@@ -16,6 +17,8 @@
 //! A kernel is written once over `vector` and instantiated once per instruction set,
 //! as a function whose name says instruction set, operation, type and tile. The plain
 //! instance is the portable twin of the others, and all of them pass the same tests.
+
+pub mod direct;
 
 pub mod winograd;
 
@@ -32,7 +35,10 @@ mod vector;
 
 #[cfg(test)]
 mod random;
+#[cfg(test)]
+mod reference;
 
+pub use direct::Direct3x3;
 pub use isa::Isa;
 pub use parallel::{Parallel, Sequential};
-pub use winograd::{Conv3x3, Fuse};
+pub use winograd::{Conv3x3, Fuse, Tile};

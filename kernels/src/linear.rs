@@ -175,7 +175,7 @@ unsafe fn rows_f32<V: Vector, const R: usize>(weights: &[f32], x: &[f32]) -> [f3
         let x = unsafe { V::load(x.as_ptr().add(column)) };
         for (row, sum) in sums.iter_mut().enumerate() {
             let weights = weights.as_ptr().wrapping_add(row * columns + column);
-            V::prefetch(weights.wrapping_byte_add(AHEAD));
+            V::prefetch_near(weights.wrapping_byte_add(AHEAD));
             // SAFETY: `row < R` and `column + LANES <= columns`.
             *sum = unsafe { V::load(weights) }.mul_add(x, *sum);
         }
@@ -265,7 +265,7 @@ unsafe fn rows_i8b64<V: Vector, const R: usize>(
         };
         for (row, sum) in sums.iter_mut().enumerate() {
             let weights = weights.as_ptr().wrapping_add(row * columns + block * BLOCK);
-            V::prefetch(weights.wrapping_byte_add(AHEAD).cast());
+            V::prefetch_near(weights.wrapping_byte_add(AHEAD).cast());
             // SAFETY: `row < R` and `block < blocks`: 64 weights and one scale.
             unsafe {
                 let mut in_block = V::load_i8(weights).mul(x[0]);

@@ -58,6 +58,9 @@ pub(crate) trait Vector: Copy {
     fn max(self, other: Self) -> Self;
     /// The sum of all lanes, as a tree.
     fn sum(self) -> f32;
-    /// Asks for the cache line at `at` (any address, never a fault) in L1.
+    /// Asks for the cache line at `at` (any address, never a fault) in the core's own
+    /// second cache: what is asked for far ahead would push out the first.
     fn prefetch(at: *const f32);
+    /// The same in the core's first cache.
+    fn prefetch_near(at: *const f32);
 }

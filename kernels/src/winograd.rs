@@ -1,5 +1,6 @@
-//! 3x3 convolutions, stride 1, padding 1, in float32 by Winograd's F(4x4, 3x3) (Lavin
-//! and Gray 2016): 36 multiplications where the direct form has 144.
+//! 3x3 convolutions, stride 1, padding 1, in float32 by Winograd's F(4x4, 3x3) or
+//! F(2x2, 3x3) (Lavin and Gray 2016): 36 multiplications where the direct form has 144,
+//! or 16 for 36.
 //!
 //! A tile of 4x4 outputs reads 6x6 inputs. With `d` the inputs and `g` the 3x3 weights,
 //! its outputs are `A^T [sum over channels of (G g G^T) * (B^T d B)] A`: the input
@@ -15,6 +16,10 @@
 //!
 //! Output channels are the vector lanes, and transformed inputs are broadcast: no
 //! transposition anywhere.
+//!
+//! Packed weights grow by 36 / 9 or 16 / 9. Where an image has few tiles, reading them
+//! from memory takes longer than the arithmetic, and the smaller tile wins: see
+//! [`Tile::choose`].
 
 use crate::aligned::{Aligned, from_first_line};
 use crate::isa::Isa;
@@ -23,10 +28,14 @@ use crate::parallel::{Parallel, Parts, share};
 
 mod instances;
 mod product;
+mod stem;
 mod transform;
 
-use instances::Kernels;
-use transform::{Input, Output, POSITIONS, TILE};
+#[cfg(test)]
+mod tests;
+
+use instances::{Kernels, Transforms};
+use transform::{Input, Output, Weights};
 
 /// What follows a convolution, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,9 +46,48 @@ pub struct Fuse {
     pub pool: bool,
 }
 
+/// The outputs that are computed together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tile {
+    /// F(2x2, 3x3): 16 multiplications for 4 outputs, the smaller weights.
+    Two,
+    /// F(4x4, 3x3): 36 multiplications for 16 outputs.
+    Four,
+}
+
+/// Multiplications in the time that reading a byte of weights takes: between 3 and 8
+/// on one core of the machines measured.
+const MULTIPLICATIONS_PER_BYTE: usize = 6;
+
+impl Tile {
+    /// The faster one for an image of `height` x `width`: arithmetic and reading
+    /// weights go on at the same time, and the longer one counts.
+    pub fn choose(height: usize, width: usize) -> Tile {
+        let cost = |tile: Tile| {
+            let tiles = height.div_ceil(tile.side()) * width.div_ceil(tile.side());
+            tile.positions() * tiles.max(4 * MULTIPLICATIONS_PER_BYTE)
+        };
+        if cost(Tile::Two) < cost(Tile::Four) { Tile::Two } else { Tile::Four }
+    }
+
+    /// Outputs per side.
+    fn side(self) -> usize {
+        match self {
+            Tile::Two => 2,
+            Tile::Four => 4,
+        }
+    }
+
+    /// Transformed inputs of a tile.
+    fn positions(self) -> usize {
+        (self.side() + 2) * (self.side() + 2)
+    }
+}
+
 /// One convolution with its weights packed for an instruction set.
 pub struct Conv3x3 {
     kernels: &'static Kernels,
+    tile: Tile,
     out_channels: usize,
     in_channels: usize,
     weights: Aligned,
@@ -48,13 +96,14 @@ pub struct Conv3x3 {
 
 impl Conv3x3 {
     /// Packs `weights` (`[out_channels, in_channels, 3, 3]`, OIHW) and `bias`
-    /// (`[out_channels]`) for `isa`; four times the memory of `weights`.
+    /// (`[out_channels]`) for `isa`; takes [`Conv3x3::packed_bytes`] of memory.
     ///
     /// # Panics
     ///
     /// If the lengths do not fit each other.
     pub fn new(
         isa: Isa,
+        tile: Tile,
         out_channels: usize,
         in_channels: usize,
         weights: &[f32],
@@ -69,18 +118,26 @@ impl Conv3x3 {
         let kernels = instances::of(isa);
         let mut padded = Aligned::zeroed(out_channels.next_multiple_of(kernels.panel));
         padded.as_mut_slice()[..out_channels].copy_from_slice(bias);
-        Conv3x3 {
+        let mut conv = Conv3x3 {
             kernels,
+            tile,
             out_channels,
             in_channels,
-            weights: pack(kernels.panel, out_channels, in_channels, weights),
+            weights: Aligned::zeroed(0),
             bias: padded,
-        }
+        };
+        conv.weights = conv.pack(weights);
+        conv
     }
 
     /// The kernel that runs, by instruction set, operation, type and tile.
     pub fn kernel(&self) -> &'static str {
         self.kernels.name
+    }
+
+    /// The tile that was asked for.
+    pub fn tile(&self) -> Tile {
+        self.tile
     }
 
     /// Output channels.
@@ -95,7 +152,7 @@ impl Conv3x3 {
 
     /// Bytes of the packed weights.
     pub fn packed_bytes(&self) -> usize {
-        POSITIONS * self.panels() * self.in_blocks() * CHANNEL_BLOCK * self.kernels.panel * 4
+        self.tile.positions() * self.panels() * self.panel_len() * size_of::<f32>()
     }
 
     /// How many elements of scratch memory [`Conv3x3::run`] needs for an input of this
@@ -138,14 +195,13 @@ impl Conv3x3 {
         Run {
             conv: self,
             plan: &plan,
-            input,
             height,
             width,
             output: Parts::new(output),
             fuse,
             scratch: Parts::new(scratch),
         }
-        .all(parallel);
+        .all(parallel, input);
     }
 
     fn in_blocks(&self) -> usize {
@@ -159,29 +215,46 @@ impl Conv3x3 {
     fn panels(&self) -> usize {
         self.out_channels.div_ceil(self.kernels.panel)
     }
+
+    /// Elements of one panel of packed weights, at one position.
+    fn panel_len(&self) -> usize {
+        self.in_blocks() * CHANNEL_BLOCK * self.kernels.panel
+    }
+
+    fn transforms(&self) -> &'static Transforms {
+        match self.tile {
+            Tile::Two => &self.kernels.two,
+            Tile::Four => &self.kernels.four,
+        }
+    }
+
+    fn pack(&self, weights: &[f32]) -> Aligned {
+        let (panel, panels) = (self.kernels.panel, self.panels());
+        let mut packed = Aligned::zeroed(self.tile.positions() * panels * self.panel_len());
+        for number in 0..panels {
+            let first = number * panel;
+            let mut job = Weights {
+                from: weights,
+                in_channels: self.in_channels,
+                first,
+                count: panel.min(self.out_channels - first),
+                panel,
+                to: &mut packed.as_mut_slice()[number * self.panel_len()..],
+                stride: panels * self.panel_len(),
+            };
+            // SAFETY: the kernels are for this machine.
+            unsafe { (self.transforms().weights)(&mut job) }
+        }
+        packed
+    }
 }
 
 fn check_length(what: &str, found: usize, needed: usize) {
     assert!(found == needed, "Conv3x3: {what} of {found} elements where {needed} are needed");
 }
 
-/// `[36, panels, C_in, panel]` of `G g G^T`, computed in float64 and rounded once.
-fn pack(panel: usize, out_channels: usize, in_channels: usize, weights: &[f32]) -> Aligned {
-    let panels = out_channels.div_ceil(panel);
-    let rows = in_channels.next_multiple_of(CHANNEL_BLOCK);
-    let mut packed = Aligned::zeroed(POSITIONS * panels * rows * panel);
-    let lanes = packed.as_mut_slice();
-    for (kernel, g) in weights.chunks_exact(9).enumerate() {
-        let (o, i) = (kernel / in_channels, kernel % in_channels);
-        for (position, value) in transform::weights(g).into_iter().enumerate() {
-            lanes[((position * panels + o / panel) * rows + i) * panel + o % panel] = value;
-        }
-    }
-    packed
-}
-
 /// Transformed input that should stay in a core's own cache, in elements.
-const CACHED: usize = 160 << 10;
+const CACHED: usize = 288 << 10;
 
 /// Fewer tiles than this are transformed once for all threads, because weights are
 /// then most of the traffic and each should be read once.
@@ -207,24 +280,29 @@ struct Plan {
 
 impl Plan {
     fn new(conv: &Conv3x3, height: usize, width: usize, threads: usize) -> Plan {
+        let tiles = height.div_ceil(conv.tile.side()) * width.div_ceil(conv.tile.side());
+        Plan::with(conv, height, width, threads, tiles <= FEW_TILES)
+    }
+
+    fn with(conv: &Conv3x3, height: usize, width: usize, threads: usize, shared: bool) -> Plan {
         let threads = threads.max(1);
-        let (tiles_high, tiles_wide) = (height.div_ceil(TILE), width.div_ceil(TILE));
-        let tiles = tiles_high * tiles_wide;
-        let shared = tiles <= FEW_TILES;
+        let (tiles_high, tiles_wide) =
+            (height.div_ceil(conv.tile.side()), width.div_ceil(conv.tile.side()));
+        let (tiles, positions) = (tiles_high * tiles_wide, conv.tile.positions());
         let group = conv.kernels.tiles();
         let batch = if shared {
             tiles
         } else {
-            let most = CACHED / (POSITIONS * conv.in_blocks() * CHANNEL_BLOCK);
+            let most = CACHED / (positions * conv.in_blocks().max(1) * CHANNEL_BLOCK);
             let most = (most / group * group).clamp(group, 2 * group);
             let batches = tiles.div_ceil(most).next_multiple_of(threads);
             tiles.div_ceil(batches)
         };
         let panels = conv.panels();
-        let chunk = if shared { panels.div_ceil(threads * 2) } else { 2.min(panels) }.max(1);
+        let chunk = if shared { panels.div_ceil(threads * 2) } else { 4.min(panels) }.max(1);
         let input_stride = (conv.in_blocks() * batch + 1) * CHANNEL_BLOCK;
         let product_stride = chunk * conv.kernels.panel * batch + CHANNEL_BLOCK;
-        let (inputs, products) = (POSITIONS * input_stride, POSITIONS * product_stride);
+        let (inputs, products) = (positions * input_stride, positions * product_stride);
         let scratch =
             if shared { inputs + threads * products } else { threads * (inputs + products) };
         Plan { tiles_wide, tiles, batch, chunk, shared, input_stride, product_stride, scratch }
@@ -235,7 +313,6 @@ impl Plan {
 struct Run<'a> {
     conv: &'a Conv3x3,
     plan: &'a Plan,
-    input: &'a [f32],
     height: usize,
     width: usize,
     output: Parts<'a>,
@@ -244,18 +321,19 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn all(&self, parallel: &dyn Parallel) {
+    fn all(&self, parallel: &dyn Parallel, input: &[f32]) {
         let Plan { tiles, batch, chunk, shared, .. } = *self.plan;
         if tiles == 0 {
             return;
         }
-        let (inputs, products) =
-            (POSITIONS * self.plan.input_stride, POSITIONS * self.plan.product_stride);
+        let (inputs, products) = self.scratch_parts();
+        let pixels = self.height * self.width * CHANNEL_BLOCK;
+        let input = |block: usize| input[block * pixels..][..pixels].as_ptr();
         let (in_blocks, chunks) = (self.conv.in_blocks(), self.conv.panels().div_ceil(chunk));
         if shared {
             share(parallel, in_blocks, &|_, block| {
                 // SAFETY: each block is one item; the products begin after all inputs.
-                unsafe { self.transform_input(block, 0, tiles, 0) }
+                unsafe { self.transform_input(input(block), block, 0, tiles, 0) }
             });
             share(parallel, chunks, &|worker, chunk| {
                 // SAFETY: the inputs are only read now; each worker has its own products,
@@ -266,15 +344,41 @@ impl Run<'_> {
             share(parallel, tiles.div_ceil(batch), &|worker, item| {
                 let (first, at) = (item * batch, worker * (inputs + products));
                 let count = batch.min(tiles - first);
-                for block in 0..in_blocks {
-                    // SAFETY: each worker has its own part of the scratch.
-                    unsafe { self.transform_input(block, first, count, at) }
-                }
-                for chunk in 0..chunks {
-                    // SAFETY: as above, and each item has its own tiles of the output.
-                    unsafe { self.multiply(chunk, first, count, at, at + inputs) }
-                }
+                // SAFETY: each worker has its own part of the scratch, and each item its
+                // own tiles of the output.
+                unsafe { self.batch(&input, first, count, at) }
             });
+        }
+    }
+
+    /// Elements of the transformed input of a batch, and of the products of a chunk.
+    fn scratch_parts(&self) -> (usize, usize) {
+        let positions = self.conv.tile.positions();
+        (positions * self.plan.input_stride, positions * self.plan.product_stride)
+    }
+
+    /// All stages of `count` tiles, with scratch `at` for inputs and products.
+    ///
+    /// # Safety
+    ///
+    /// `input` gives blocks of input channels, `[height, width, 16]` with at least the
+    /// rows that the tiles read; nobody else uses the scratch or these tiles of the
+    /// output.
+    unsafe fn batch(
+        &self,
+        input: &dyn Fn(usize) -> *const f32,
+        first: usize,
+        count: usize,
+        at: usize,
+    ) {
+        let (inputs, _) = self.scratch_parts();
+        for block in 0..self.conv.in_blocks() {
+            // SAFETY: the caller's.
+            unsafe { self.transform_input(input(block), block, first, count, at) }
+        }
+        for chunk in 0..self.conv.panels().div_ceil(self.plan.chunk) {
+            // SAFETY: the caller's.
+            unsafe { self.multiply(chunk, first, count, at, at + inputs) }
         }
     }
 
@@ -282,14 +386,22 @@ impl Run<'_> {
     ///
     /// # Safety
     ///
-    /// Nobody else uses this block of the transformed input at `at`.
-    unsafe fn transform_input(&self, block: usize, first: usize, count: usize, at: usize) {
+    /// `from` is this block, `[height, width, 16]` with at least the rows that the tiles
+    /// read; nobody else uses the block's transformed input at `at`.
+    unsafe fn transform_input(
+        &self,
+        from: *const f32,
+        block: usize,
+        first: usize,
+        count: usize,
+        at: usize,
+    ) {
         let Plan { tiles_wide, batch, input_stride, .. } = *self.plan;
-        let pixels = self.height * self.width * CHANNEL_BLOCK;
+        let positions = self.conv.tile.positions();
         // SAFETY: the caller's, for the part from this block on.
-        let to = unsafe { self.scratch.at(at, POSITIONS * input_stride) };
+        let to = unsafe { self.scratch.at(at, positions * input_stride) };
         let job = Input {
-            from: self.input[block * pixels..][..pixels].as_ptr(),
+            from,
             height: self.height,
             width: self.width,
             tiles_wide,
@@ -299,8 +411,8 @@ impl Run<'_> {
             stride: input_stride,
         };
         // SAFETY: `from` is one block of the input; `to` has room for `count <= batch`
-        // tiles at each of 36 positions; the kernels are for this machine.
-        unsafe { (self.conv.kernels.input)(&job) }
+        // tiles at each position; the kernels are for this machine.
+        unsafe { (self.conv.transforms().input)(&job) }
     }
 
     /// Multiplies `count` transformed tiles at `inputs` with a chunk of output channels
@@ -321,21 +433,30 @@ impl Run<'_> {
         let Plan { tiles_wide, batch, input_stride, product_stride, .. } = *self.plan;
         let Conv3x3 { kernels, weights, bias, .. } = self.conv;
         let (panels, in_blocks) = (self.conv.panels(), self.conv.in_blocks());
+        let (positions, panel_size) = (self.conv.tile.positions(), self.conv.panel_len());
         let vectors = kernels.panel / CHANNEL_BLOCK;
         let first_panel = chunk * self.plan.chunk;
         let last_panel = (first_panel + self.plan.chunk).min(panels);
         // SAFETY: the caller's.
         let (inputs, products) = unsafe {
             (
-                self.scratch.at(inputs, POSITIONS * input_stride).cast_const(),
-                self.scratch.at(products, POSITIONS * product_stride),
+                self.scratch.at(inputs, positions * input_stride).cast_const(),
+                self.scratch.at(products, positions * product_stride),
             )
         };
-        let panel_size = in_blocks * CHANNEL_BLOCK * kernels.panel;
-        for position in 0..POSITIONS {
+        for position in 0..positions {
             for panel in first_panel..last_panel {
                 let block = (panel - first_panel) * vectors;
+                let next = if panel + 1 < last_panel {
+                    position * panels + panel + 1
+                } else if position + 1 < positions {
+                    (position + 1) * panels + first_panel
+                } else {
+                    last_panel % panels
+                };
                 let job = product::Product {
+                    ahead: weights.as_ptr().wrapping_add(next * panel_size),
+                    ahead_step: 0,
                     weights: weights
                         .as_ptr()
                         .wrapping_add((position * panels + panel) * panel_size),
@@ -371,7 +492,7 @@ impl Run<'_> {
                 to,
             };
             // SAFETY: the products were just written; `to` is one block of the output.
-            unsafe { (kernels.output)(&job) }
+            unsafe { (self.conv.transforms().output)(&job) }
         }
     }
 }

@@ -81,9 +81,11 @@ impl Directory {
     pub fn open(path: &Path, afterwards: Afterwards, settle: Duration) -> io::Result<Self> {
         fs::create_dir_all(path)?;
         fs::read_dir(path)?;
+        // Events name absolute paths.
+        let path = path.canonicalize()?;
         let (signals, inbox) = channel();
         Ok(Self {
-            path: path.to_owned(),
+            path,
             afterwards,
             settle,
             under_way: Mutex::default(),

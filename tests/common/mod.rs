@@ -2,6 +2,8 @@
 
 #![allow(dead_code, missing_docs)]
 
+pub mod witness;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -232,11 +234,10 @@ impl Daemon {
     /// Writes the configuration in place, as an editor that does not rename.
     pub fn configure(&self, port: u16, variant: &str, more: &str) {
         let text = format!(
-            "[source]\ndirectory = '{}'\nsettle_ms = 200\n{more}\n\
+            "[source]\ndirectory = 'incoming'\nsettle_ms = 200\n{more}\n\
              [model]\nset = '{}'\nvariant = '{variant}'\nthreads = 1\n\
              [mqtt]\nhost = '127.0.0.1'\nport = {port}\ntopic = 'vggd/test'\n\
              [log]\nlevel = 'debug'\n",
-            self.incoming().display(),
             models().display(),
         );
         fs::write(self.config(), text).unwrap();
@@ -248,10 +249,10 @@ impl Daemon {
 
     /// Starts it and waits until it says that it is ready.
     pub fn start(&mut self) {
-        let log = fs::File::options().append(true).create(true);
-        let log = log.open(self.folder.path().join("log")).unwrap();
+        let log = self.folder.path().join("log");
+        let log = fs::File::options().append(true).create(true).open(log).unwrap();
         let mut command = vggd();
-        command.arg("run").arg("--config").arg(self.config());
+        command.arg("run").arg("--config").arg(self.config()).current_dir(self.folder.path());
         command.env("NOTIFY_SOCKET", self.folder.path().join("notify"));
         self.child = Some(start(command.stderr(log)));
         let mut buffer = [0; 256];

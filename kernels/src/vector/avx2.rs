@@ -108,6 +108,12 @@ impl Vector for Avx2 {
     #[inline(always)]
     fn prefetch(at: *const f32) {
         // SAFETY: SSE is part of x86-64, and a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+
+    #[inline(always)]
+    fn prefetch_near(at: *const f32) {
+        // SAFETY: SSE is part of x86-64, and a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 }

@@ -134,6 +134,14 @@ impl Vector for Neon {
     fn prefetch(at: *const f32) {
         // SAFETY: PRFM is part of every aarch64, never faults and changes no state.
         unsafe {
+            std::arch::asm!("prfm pldl2keep, [{0}]", in(reg) at, options(nostack, readonly, preserves_flags));
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch_near(at: *const f32) {
+        // SAFETY: PRFM is part of every aarch64, never faults and changes no state.
+        unsafe {
             std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) at, options(nostack, readonly, preserves_flags));
         }
     }

@@ -94,4 +94,7 @@ impl Vector for Plain {
 
     #[inline(always)]
     fn prefetch(_at: *const f32) {}
+
+    #[inline(always)]
+    fn prefetch_near(_at: *const f32) {}
 }

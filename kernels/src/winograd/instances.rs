@@ -1,7 +1,7 @@
 //! The kernels of each instruction set.
 
 use super::product::{Product, product};
-use super::transform::{Input, Output, input, output};
+use super::transform::{Input, Output, Weights, input, output, weights};
 use crate::isa::{Isa, Kind};
 use crate::layout::CHANNEL_BLOCK;
 #[cfg(target_arch = "aarch64")]
@@ -15,9 +15,18 @@ pub(super) struct Kernels {
     pub(super) name: &'static str,
     /// Output channels of a panel.
     pub(super) panel: usize,
-    pub(super) input: unsafe fn(&Input),
     /// For one tile, two tiles and so on.
     product: &'static [unsafe fn(&Product)],
+    /// Of F(2x2, 3x3).
+    pub(super) two: Transforms,
+    /// Of F(4x4, 3x3).
+    pub(super) four: Transforms,
+}
+
+/// The transforms of one tile size.
+pub(super) struct Transforms {
+    pub(super) weights: unsafe fn(&mut Weights),
+    pub(super) input: unsafe fn(&Input),
     pub(super) output: unsafe fn(&Output),
 }
 
@@ -34,11 +43,14 @@ impl Kernels {
     /// The layouts of [`Product`] with at least `count` tiles.
     pub(super) unsafe fn multiply(&self, job: &Product, count: usize) {
         let parts = count.div_ceil(self.tiles());
+        let (size, ahead_step) = (job.in_blocks * CHANNEL_BLOCK * self.panel, self.panel / parts);
         for part in 0..parts {
             let (first, end) = (count * part / parts, count * (part + 1) / parts);
             let job = Product {
                 inputs: job.inputs.wrapping_add(first * CHANNEL_BLOCK),
                 to: job.to.wrapping_add(first * CHANNEL_BLOCK),
+                ahead: job.ahead.wrapping_add(size / 4 * part / parts),
+                ahead_step,
                 ..*job
             };
             // SAFETY: the caller's, for a part of the tiles; these kernels are only
@@ -69,15 +81,28 @@ macro_rules! instance {
             pub(super) static KERNELS: Kernels = Kernels {
                 name: $name,
                 panel: $panel * CHANNEL_BLOCK,
-                input: transform_input,
                 product: &instance!(@tiles $tiles),
-                output: transform_output,
+                two: transforms::<4>(),
+                four: transforms::<6>(),
             };
 
+            const fn transforms<const S: usize>() -> Transforms {
+                Transforms {
+                    weights: transform_weights::<S>,
+                    input: transform_input::<S>,
+                    output: transform_output::<S>,
+                }
+            }
+
             $(#[target_feature(enable = $features)])?
-            unsafe fn transform_input(job: &Input) {
+            unsafe fn transform_weights<const S: usize>(job: &mut Weights) {
+                weights::<S>(job)
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn transform_input<const S: usize>(job: &Input) {
                 // SAFETY: this function has the features; the layouts are the caller's.
-                unsafe { input::<$vector>(job) }
+                unsafe { input::<$vector, S>(job) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -87,26 +112,26 @@ macro_rules! instance {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn transform_output(job: &Output) {
+            unsafe fn transform_output<const S: usize>(job: &Output) {
                 // SAFETY: this function has the features; the layouts are the caller's.
-                unsafe { output::<$vector>(job) }
+                unsafe { output::<$vector, S>(job) }
             }
         }
     };
     (@tiles [$($tiles:literal)*]) => { [$(multiply::<$tiles>),*] };
 }
 
-instance!(plain, Plain, 1, [1 2 3 4], "plain_winograd43_f32_16x4");
+instance!(plain, Plain, 1, [1 2 3 4], "plain_winograd_f32_16x4");
 #[cfg(target_arch = "x86_64")]
-instance!(avx2, Avx2, 1, [1 2 3 4 5 6], "avx2_winograd43_f32_16x6", "avx2,fma");
+instance!(avx2, Avx2, 1, [1 2 3 4 5 6], "avx2_winograd_f32_16x6", "avx2,fma");
 #[cfg(target_arch = "x86_64")]
 instance!(
     avx512,
     Avx512,
     2,
     [1 2 3 4 5 6 7 8 9 10 11 12 13 14],
-    "avx512_winograd43_f32_32x14",
+    "avx512_winograd_f32_32x14",
     "avx512f,avx512bw,avx512dq,avx512vl"
 );
 #[cfg(target_arch = "aarch64")]
-instance!(neon, Neon, 1, [1 2 3 4 5], "neon_winograd43_f32_16x5", "neon");
+instance!(neon, Neon, 1, [1 2 3 4 5], "neon_winograd_f32_16x5", "neon");

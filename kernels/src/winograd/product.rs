@@ -14,10 +14,11 @@ pub(super) struct Product {
     pub(super) stride: usize,
     /// `[panel / 16, stride / 16, 16]`
     pub(super) to: *mut f32,
+    /// The weights to ask for meanwhile, because the next product needs them, and how
+    /// many of them for each input channel.
+    pub(super) ahead: *const f32,
+    pub(super) ahead_step: usize,
 }
-
-/// How far ahead of their use weights are asked for, in elements.
-const AHEAD: usize = 2048;
 
 /// `T` tiles by a panel of `P` vectors.
 ///
@@ -30,17 +31,25 @@ pub(super) unsafe fn product<V: Vector, const P: usize, const T: usize>(job: &Pr
     // quad of channels each time, which ends at the end of the last block.
     unsafe {
         let mut sums = [[V::zero(); P]; T];
-        let mut weights = job.weights;
+        let quarter = job.in_blocks * LANES * P * LANES / 4;
+        let (mut weights, mut ahead) = (job.weights, job.ahead);
         for block in 0..job.in_blocks {
             let mut inputs = job.inputs.add(block * job.stride);
-            for _ in 0..LANES / 4 {
-                let quads: [V::Quad; T] =
-                    std::array::from_fn(|tile| V::quad(inputs.add(tile * LANES)));
-                step::<V, P, T, 0>(&mut sums, weights, &quads);
-                step::<V, P, T, 1>(&mut sums, weights, &quads);
-                step::<V, P, T, 2>(&mut sums, weights, &quads);
-                step::<V, P, T, 3>(&mut sums, weights, &quads);
+            let next = job.inputs.wrapping_add((block + 1) * job.stride);
+            for part in 0..LANES / 4 {
+                for tile in part * T / 4..(part + 1) * T / 4 {
+                    V::prefetch_near(next.wrapping_add(tile * LANES));
+                }
+                let mut quads = [V::quad(inputs); T];
+                for (tile, quad) in quads.iter_mut().enumerate() {
+                    *quad = V::quad(inputs.add(tile * LANES));
+                }
+                step::<V, P, T, 0>(&mut sums, weights, &quads, ahead, quarter);
+                step::<V, P, T, 1>(&mut sums, weights, &quads, ahead, quarter);
+                step::<V, P, T, 2>(&mut sums, weights, &quads, ahead, quarter);
+                step::<V, P, T, 3>(&mut sums, weights, &quads, ahead, quarter);
                 weights = weights.add(4 * P * LANES);
+                ahead = ahead.wrapping_add(job.ahead_step);
                 inputs = inputs.add(4);
             }
         }
@@ -62,12 +71,14 @@ unsafe fn step<V: Vector, const P: usize, const T: usize, const L: i32>(
     sums: &mut [[V; P]; T],
     weights: *const f32,
     quads: &[V::Quad; T],
+    ahead: *const f32,
+    quarter: usize,
 ) {
     let row = weights.wrapping_add(L as usize * P * LANES);
     // SAFETY: the caller's.
     let mut weights = [unsafe { V::load(row) }; P];
     for (vector, weights) in weights.iter_mut().enumerate() {
-        V::prefetch(row.wrapping_add(vector * LANES + AHEAD));
+        V::prefetch(ahead.wrapping_add(L as usize * quarter + vector * LANES));
         // SAFETY: the caller's.
         *weights = unsafe { V::load(row.add(vector * LANES)) };
     }

@@ -24,7 +24,7 @@ impl Bar {
             flag::register_conditional_default(*signal, Arc::clone(&stop))?;
             flag::register(*signal, Arc::clone(&stop))?;
         }
-        let style = "{bar:30} {binary_bytes:>9} of {binary_total_bytes}  {eta:>3} left  {msg}";
+        let style = "{bar:30} {decimal_bytes:>9} of {decimal_total_bytes}  {eta:>3} left  {msg}";
         let style = ProgressStyle::with_template(style).expect("the template is constant");
         let bar = ProgressBar::no_length().with_style(style);
         Ok(Self { bar, stop })

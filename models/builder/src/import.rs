@@ -53,12 +53,12 @@ pub enum ImportError {
     #[error(transparent)]
     Source(#[from] SourceError),
     /// The weights are readable, but not those of a VGG-19.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     Network {
         /// The file of weights.
         path: PathBuf,
         /// What does not fit.
-        source: NetworkError,
+        error: NetworkError,
     },
     /// Labels and weights are not of the same network: give the labels it was trained with.
     #[error(
@@ -253,8 +253,8 @@ fn write_graph(
 
 fn network_error(path: &Path) -> impl FnOnce(NetworkError) -> ImportError {
     let path = path.to_owned();
-    |source| match source {
+    |error| match error {
         NetworkError::Interrupted(interrupted) => interrupted.into(),
-        source => ImportError::Network { path, source },
+        error => ImportError::Network { path, error },
     }
 }

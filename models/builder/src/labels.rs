@@ -10,12 +10,12 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum LabelsError {
     /// The file is not there, may not be read, or is not text in UTF-8.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// A class would have no name: fill the line in, or remove it.
     #[error("{}: line {line} is empty, every line names one class", path.display())]
@@ -33,7 +33,7 @@ pub enum LabelsError {
 /// [`LabelsError`] with the path.
 pub fn read(path: &Path) -> Result<Vec<String>, LabelsError> {
     let text = fs::read_to_string(path)
-        .map_err(|source| LabelsError::Io { path: path.to_owned(), source })?;
+        .map_err(|error| LabelsError::Io { path: path.to_owned(), error })?;
     let text = text.trim_start_matches('\u{feff}').trim_end();
     let labels: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
     match labels.iter().position(String::is_empty) {

@@ -65,7 +65,7 @@ struct ImportArguments {
 const EXAMPLES: &str = "\
 Examples:
   vggd-models import vgg19.safetensors --labels imagenet-labels.txt --out models/vgg19
-  vggd-models import birds.safetensors --labels birds.txt --out /srv/models/birds --name Birds --force
+  vggd-models import birds.safetensors --labels birds.txt --out birds --name Birds --force
   vggd-models import vgg19.safetensors --labels labels.txt --out set --json | jq .bytes
 
 Exit codes: 0 the set is in DIR; 1 it is not, and DIR is as it was; 2 wrong arguments.";

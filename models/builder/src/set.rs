@@ -45,20 +45,20 @@ pub enum WriteError {
         path: PathBuf,
     },
     /// The disk is full, the folder may not be written to, or the like.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// The set was written; delete what it replaced by hand.
-    #[error("the new set is in place, but the old one could not be deleted: {}: {source}", path.display())]
+    #[error("the new set is in place, but the old one could not be deleted: {}: {error}", path.display())]
     Leftover {
         /// Where the old set is now.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// The caller asked to stop.
     #[error(transparent)]
@@ -69,7 +69,7 @@ impl WriteError {
     /// Makes an error of this kind from the system's, for `map_err`.
     pub fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        |source| Self::Io { path, source }
+        |error| Self::Io { path, error }
     }
 }
 
@@ -77,6 +77,7 @@ impl WriteError {
 #[derive(Debug)]
 pub struct SetWriter {
     place: PathBuf,
+    force: bool,
     parent: PathBuf,
     name: String,
     folder: TempDir,
@@ -97,7 +98,7 @@ impl SetWriter {
         };
         let (parent, name) = (parent.to_owned(), name.to_string_lossy().into_owned());
         let folder = sibling(&parent, &name, "new").map_err(WriteError::io(&parent))?;
-        Ok(Self { place, parent, name, folder })
+        Ok(Self { place, force, parent, name, folder })
     }
 
     /// Where the set will be.
@@ -142,14 +143,14 @@ impl SetWriter {
 
         let replaced = match fs::rename(self.folder.path(), &self.place) {
             Ok(()) => None,
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Some(self.replace()?),
-            Err(source) => return Err(WriteError::io(&self.place)(source)),
+            Err(error) if is_occupied(&error) => Some(self.replace()?),
+            Err(error) => return Err(WriteError::io(&self.place)(error)),
         };
         let _moved = self.folder.keep();
         sync(&self.parent)?;
         match replaced {
             Some(path) => {
-                fs::remove_dir_all(&path).map_err(|source| WriteError::Leftover { path, source })
+                fs::remove_dir_all(&path).map_err(|error| WriteError::Leftover { path, error })
             }
             None => Ok(()),
         }
@@ -157,15 +158,16 @@ impl SetWriter {
 
     /// Exchanges the set in the place for the new one, and says where the old one is.
     fn replace(&self) -> Result<PathBuf, WriteError> {
-        refuse(&self.place, true)?;
+        refuse(&self.place, self.force)?;
         let aside =
-            sibling(&self.parent, &self.name, "old").map_err(WriteError::io(&self.parent))?.keep();
-        fs::rename(&self.place, &aside).map_err(WriteError::io(&self.place))?;
+            sibling(&self.parent, &self.name, "old").map_err(WriteError::io(&self.parent))?;
+        fs::rename(&self.place, aside.path()).map_err(WriteError::io(&self.place))?;
+        let aside = aside.keep();
         match fs::rename(self.folder.path(), &self.place) {
             Ok(()) => Ok(aside),
-            Err(source) => {
+            Err(error) => {
                 fs::rename(&aside, &self.place).map_err(WriteError::io(&aside))?;
-                Err(WriteError::io(&self.place)(source))
+                Err(WriteError::io(&self.place)(error))
             }
         }
     }
@@ -227,8 +229,8 @@ fn resolve(place: &Path) -> Result<PathBuf, WriteError> {
         return Ok(path);
     }
     let Some(name) = place.file_name() else {
-        let source = io::ErrorKind::NotFound.into();
-        return Err(WriteError::io(place)(source));
+        let error = io::ErrorKind::NotFound.into();
+        return Err(WriteError::io(place)(error));
     };
     let parent = match place.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -250,8 +252,13 @@ fn refuse(place: &Path, force: bool) -> Result<(), WriteError> {
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
             Err(WriteError::NotASet { path })
         }
-        Err(source) => Err(WriteError::Io { path, source }),
+        Err(error) => Err(WriteError::Io { path, error }),
     }
+}
+
+/// Whether a folder could not be renamed because there are files where it would go.
+fn is_occupied(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists)
 }
 
 /// An empty folder with the permissions that a folder made by hand would have.

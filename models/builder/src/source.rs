@@ -34,22 +34,22 @@ struct Entry {
 #[derive(Debug, Error)]
 pub enum SourceError {
     /// The file is not there or may not be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// It is another format, or cut off: give the right file, or fetch it again.
-    #[error("{}: not a complete safetensors file ({bytes} bytes): {source}", path.display())]
+    #[error("{}: not a complete safetensors file ({bytes} bytes): {error}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
         /// Its size.
         bytes: usize,
         /// What does not fit.
-        source: SafeTensorError,
+        error: SafeTensorError,
     },
 }
 
@@ -69,7 +69,7 @@ impl Source {
     /// # Errors
     /// [`SourceError`] with the path.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
-        let io = |source| SourceError::Io { path: path.to_owned(), source };
+        let io = |error| SourceError::Io { path: path.to_owned(), error };
         let file = File::open(path).map_err(io)?;
         if file.metadata().map_err(io)?.is_dir() {
             return Err(io(io::ErrorKind::IsADirectory.into()));
@@ -78,8 +78,8 @@ impl Source {
         // file short while it is mapped ends this one by SIGBUS; one that rewrites it changes
         // numbers, for which every value is valid.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|source| {
-            SourceError::Format { path: path.to_owned(), bytes: map.len(), source }
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
+            SourceError::Format { path: path.to_owned(), bytes: map.len(), error }
         })?;
         let start = size_of::<u64>() + header;
         let entries = (metadata.tensors().into_iter())

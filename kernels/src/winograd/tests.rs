@@ -1,0 +1,403 @@
+//! Every instance against the definition in float64, within a bound that follows from
+//! the transforms.
+
+use super::*;
+use crate::direct::Direct3x3;
+use crate::layout::{block, unblock};
+use crate::random::Random;
+use crate::reference::{Problem, SMALLEST, Threads, compare, gamma, pool};
+use transform::{A, B};
+
+/// `B^T`: coefficients of the products of the other points' linear factors.
+fn input_matrix(tile: Tile) -> Vec<Vec<f64>> {
+    let (a, b) = (f64::from(A), f64::from(B));
+    let (aa, bb) = (a * a, b * b);
+    match tile {
+        Tile::Two => vec![
+            vec![-1.0, 0.0, 1.0, 0.0],
+            vec![0.0, 1.0, 1.0, 0.0],
+            vec![0.0, -1.0, 1.0, 0.0],
+            vec![0.0, -1.0, 0.0, 1.0],
+        ],
+        Tile::Four => vec![
+            vec![aa * bb, 0.0, -(aa + bb), 0.0, 1.0, 0.0],
+            vec![0.0, -a * bb, -bb, a, 1.0, 0.0],
+            vec![0.0, a * bb, -bb, -a, 1.0, 0.0],
+            vec![0.0, -b * aa, -aa, b, 1.0, 0.0],
+            vec![0.0, b * aa, -aa, -b, 1.0, 0.0],
+            vec![0.0, aa * bb, 0.0, -(aa + bb), 0.0, 1.0],
+        ],
+    }
+}
+
+/// `G`: powers of the points over the values of those products.
+fn weights_matrix(tile: Tile) -> Vec<Vec<f64>> {
+    let points = points(tile);
+    let of_point = |&point: &f64| {
+        let others = points.iter().filter(|&&other| other != point);
+        let value: f64 = others.map(|other| point - other).product();
+        vec![1.0 / value, point / value, point * point / value]
+    };
+    let mut matrix: Vec<Vec<f64>> = points.iter().map(of_point).collect();
+    matrix.push(vec![0.0, 0.0, 1.0]);
+    matrix
+}
+
+/// `A^T`: powers of the points.
+fn output_matrix(tile: Tile) -> Vec<Vec<f64>> {
+    let row = |power: usize| {
+        let mut row: Vec<f64> = points(tile).iter().map(|point| point.powi(power as i32)).collect();
+        row.push(if power + 1 == tile.side() { 1.0 } else { 0.0 });
+        row
+    };
+    (0..tile.side()).map(row).collect()
+}
+
+fn points(tile: Tile) -> Vec<f64> {
+    let (a, b) = (f64::from(A), f64::from(B));
+    match tile {
+        Tile::Two => vec![0.0, 1.0, -1.0],
+        Tile::Four => vec![0.0, a, -a, b, -b],
+    }
+}
+
+/// `M X M^T` for a square X, with the magnitudes of `M` if asked for.
+fn sandwich(matrix: &[Vec<f64>], inner: &[f64], magnitudes: bool) -> Vec<f64> {
+    let side = matrix[0].len();
+    let entry = |row: usize, k: usize| {
+        let value = matrix[row][k];
+        if magnitudes { value.abs() } else { value }
+    };
+    let n = matrix.len();
+    let product = |index: usize| {
+        let term = |p: usize| entry(index / n, p / side) * inner[p] * entry(index % n, p % side);
+        (0..side * side).map(term).sum()
+    };
+    (0..n * n).map(product).collect()
+}
+
+/// How far each output may be off, planar, before pooling.
+///
+/// Every output is a sum of products of an entry of `A^T`, a transformed weight, an
+/// entry of `B^T`, an input, and so on again for the other dimension; its terms'
+/// magnitudes add up to `|A^T| [sum of |G g G^T| * (|B^T| |d| |B|)] |A|`. The constants
+/// are exact. A term passes through at most 4 roundings in each dimension of the input
+/// transform, 1 of the weight, C products and sums plus 1, 4 in each dimension of the
+/// output transform, and 1 of the bias: C + 19, C a multiple of 16. Underflow loses
+/// less than the smallest denormal in each operation: 64 of them in an input
+/// transform with what multiplies them later, 1 in a weight and 1 in a product, 128 in
+/// an output transform.
+fn bounds(problem: &Problem, tile: Tile) -> Vec<f64> {
+    let Problem { out_channels, in_channels, height, width, .. } = *problem;
+    let (input, output) = (input_matrix(tile), output_matrix(tile));
+    let (side, outputs, g) = (tile.side() + 2, tile.side(), weights_matrix(tile));
+    let relative = gamma(in_channels.next_multiple_of(CHANNEL_BLOCK) + 19);
+    let mut bounds = vec![0.0; out_channels * height * width];
+    for top in (0..height).step_by(outputs) {
+        for left in (0..width).step_by(outputs) {
+            let transformed = |i: usize| -> Vec<f64> {
+                let at = |p: usize| problem.bordered(i, top + p / side, left + p % side).abs();
+                sandwich(&input, &(0..side * side).map(at).collect::<Vec<_>>(), true)
+            };
+            let inputs: Vec<Vec<f64>> = (0..in_channels).map(transformed).collect();
+            for o in 0..out_channels {
+                let mut sum = vec![0.0; side * side];
+                for (i, input) in inputs.iter().enumerate() {
+                    let kernel: Vec<f64> =
+                        problem.kernel(o, i).iter().map(|&g| f64::from(g)).collect();
+                    let weights = sandwich(&g, &kernel, false);
+                    for ((sum, input), weight) in sum.iter_mut().zip(input).zip(weights) {
+                        let weight = weight.abs();
+                        *sum +=
+                            relative * input * weight + SMALLEST * (input + 64.0 * weight + 1.0);
+                    }
+                }
+                for (index, bound) in sandwich(&output, &sum, true).into_iter().enumerate() {
+                    let (y, x) = (top + index / outputs, left + index % outputs);
+                    if y < height && x < width {
+                        let bias = relative * f64::from(problem.bias[o].abs());
+                        bounds[(o * height + y) * width + x] = bound + bias + 128.0 * SMALLEST;
+                    }
+                }
+            }
+        }
+    }
+    bounds
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    out_channels: usize,
+    in_channels: usize,
+    height: usize,
+    width: usize,
+    weight_scale: f32,
+    input_scale: f32,
+    fuse: Fuse,
+    threads: usize,
+    seed: u64,
+}
+
+impl Case {
+    fn problem(&self) -> Problem {
+        let Case { out_channels, in_channels, height, width, .. } = *self;
+        let mut random = Random(self.seed);
+        Problem {
+            out_channels,
+            in_channels,
+            height,
+            width,
+            weights: random.floats(out_channels * in_channels * 9, self.weight_scale),
+            bias: random.floats(out_channels, self.weight_scale * self.input_scale),
+            input: random.floats(in_channels * height * width, self.input_scale),
+        }
+    }
+}
+
+fn check(case: Case) {
+    check_problem(&format!("{case:?}"), &case.problem(), case.fuse, case.threads);
+}
+
+fn check_problem(what: &str, problem: &Problem, fuse: Fuse, threads: usize) {
+    for tile in [Tile::Two, Tile::Four] {
+        let (exact, bounds) = expected(problem, tile, fuse);
+        for isa in Isa::all() {
+            let (kernel, output) = run(isa, problem, tile, fuse, threads);
+            let what = format!("{kernel} {tile:?} {what}");
+            compare(&what, problem.out_channels, &output, &exact, &bounds);
+        }
+    }
+}
+
+/// ReLU and pooling never take two values farther apart than the farthest pair was.
+fn expected(problem: &Problem, tile: Tile, fuse: Fuse) -> (Vec<f64>, Vec<f64>) {
+    let Problem { height, width, .. } = *problem;
+    let (mut exact, mut bounds) = (problem.direct(false), bounds(problem, tile));
+    problem.add_bias(&mut exact, false);
+    if fuse.relu {
+        exact.iter_mut().for_each(|value| *value = value.max(0.0));
+    }
+    if fuse.pool {
+        (exact, bounds) = (pool(&exact, height, width), pool(&bounds, height, width));
+    }
+    (exact, bounds)
+}
+
+fn run(
+    isa: Isa,
+    problem: &Problem,
+    tile: Tile,
+    fuse: Fuse,
+    threads: usize,
+) -> (&'static str, Vec<f32>) {
+    let Problem { out_channels, in_channels, height, width, .. } = *problem;
+    let conv = Conv3x3::new(isa, tile, out_channels, in_channels, &problem.weights, &problem.bias);
+    let mut input = vec![f32::NAN; blocked_len(in_channels, height, width)];
+    block(in_channels, height * width, &problem.input, &mut input);
+    let (out_height, out_width) = if fuse.pool { (height / 2, width / 2) } else { (height, width) };
+    let mut output = vec![f32::NAN; blocked_len(out_channels, out_height, out_width)];
+    let mut scratch = vec![f32::NAN; conv.scratch_len(height, width, threads)];
+    conv.run(&Threads(threads), &input, height, width, &mut output, fuse, &mut scratch);
+    (conv.kernel(), output)
+}
+
+fn fuse(bits: usize) -> Fuse {
+    Fuse { relu: bits & 1 == 1, pool: bits & 2 == 2 }
+}
+
+#[test]
+fn random_shapes() {
+    for seed in 0..40 {
+        let mut random = Random(seed);
+        check(Case {
+            out_channels: 1 + random.below(70),
+            in_channels: 1 + random.below(40),
+            height: 1 + random.below(15),
+            width: 1 + random.below(15),
+            weight_scale: 1.0,
+            input_scale: 1.0,
+            fuse: fuse(random.below(4)),
+            threads: 1 + random.below(3),
+            seed,
+        });
+    }
+}
+
+/// More tiles than [`FEW_TILES`]: each thread transforms its own.
+#[test]
+fn many_tiles() {
+    for seed in 0..6 {
+        let mut random = Random(seed);
+        check(Case {
+            out_channels: 1 + random.below(40),
+            in_channels: 1 + random.below(20),
+            height: 33 + random.below(12),
+            width: 33 + random.below(12),
+            weight_scale: 1.0,
+            input_scale: 1.0,
+            fuse: fuse(random.below(4)),
+            threads: 1 + random.below(3),
+            seed,
+        });
+    }
+}
+
+#[test]
+fn extreme_values_and_denormals() {
+    for (weight_scale, input_scale) in [(1e17, 1e18), (1e-20, 1e-20), (1e-40, 1e20), (1.0, 1e-40)] {
+        check(Case {
+            out_channels: 17,
+            in_channels: 18,
+            height: 6,
+            width: 9,
+            weight_scale,
+            input_scale,
+            fuse: fuse(0),
+            threads: 1,
+            seed: 5,
+        });
+    }
+}
+
+/// All layers of a VGG-19 with an eighth of its channels at 32 x 32: each is checked on
+/// what the one before it made, on every instruction set.
+#[test]
+fn a_whole_vgg_chain() {
+    let blocks = [(2, 8), (2, 16), (4, 32), (4, 64), (4, 64)];
+    for isa in Isa::all() {
+        let mut random = Random(3);
+        let (mut channels, mut side) = (3, 32);
+        let mut input = random.floats(3 * side * side, 2.0);
+        for (layers, out_channels) in blocks {
+            for layer in 0..layers {
+                let he = (6.0 / (9.0 * channels as f32)).sqrt();
+                let problem = Problem {
+                    out_channels,
+                    in_channels: channels,
+                    height: side,
+                    width: side,
+                    weights: random.floats(out_channels * channels * 9, he),
+                    bias: random.floats(out_channels, 0.1),
+                    input,
+                };
+                let fuse = Fuse { relu: true, pool: layer + 1 == layers };
+                let tile = Tile::choose(7 * side, 7 * side);
+                let (exact, bounds) = expected(&problem, tile, fuse);
+                let (kernel, output) = run(isa, &problem, tile, fuse, 2);
+                let what = format!("{kernel} {channels} to {out_channels} at {side}");
+                compare(&what, out_channels, &output, &exact, &bounds);
+                channels = out_channels;
+                side = if fuse.pool { side / 2 } else { side };
+                input = vec![0.0; channels * side * side];
+                unblock(channels, side * side, &output, &mut input);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    for side in [14, 40] {
+        let case = Case {
+            out_channels: 70,
+            in_channels: 33,
+            height: side,
+            width: side,
+            weight_scale: 1.0,
+            input_scale: 1.0,
+            fuse: fuse(3),
+            threads: 1,
+            seed: 9,
+        };
+        for isa in Isa::all() {
+            let (kernel, one) = run(isa, &case.problem(), Tile::Four, case.fuse, 1);
+            for threads in [2, 3, 5] {
+                let (_, more) = run(isa, &case.problem(), Tile::Four, case.fuse, threads);
+                assert!(one == more, "{kernel} with {threads} threads {case:?}");
+            }
+        }
+    }
+}
+
+/// The first two convolutions together make exactly what they make one by one.
+#[test]
+fn a_stem_changes_nothing() {
+    for seed in 0..12 {
+        let mut random = Random(seed);
+        let (height, width) = (1 + random.below(40), 1 + random.below(40));
+        let (between, out_channels) = (1 + random.below(40), 1 + random.below(40));
+        let first_weights = random.floats(between * 27, 1.0);
+        let weights = random.floats(out_channels * between * 9, 1.0);
+        let bias = random.floats(between.max(out_channels), 1.0);
+        let input = random.floats(3 * height * width, 1.0);
+        let fuse = fuse(random.below(4));
+        let parallel = Threads(1 + random.below(3));
+        for (isa, tile) in
+            Isa::all().into_iter().flat_map(|isa| [(isa, Tile::Two), (isa, Tile::Four)])
+        {
+            let first = Direct3x3::new(isa, between, 3, &first_weights, &bias[..between]);
+            let conv =
+                Conv3x3::new(isa, tile, out_channels, between, &weights, &bias[..out_channels]);
+            let mut middle = vec![f32::NAN; blocked_len(between, height, width)];
+            let mut scratch = vec![f32::NAN; first.scratch_len(height, width)];
+            first.run(&parallel, &input, height, width, &mut middle, true, &mut scratch);
+            let (out_height, out_width) =
+                if fuse.pool { (height / 2, width / 2) } else { (height, width) };
+            let mut one_by_one = vec![f32::NAN; blocked_len(out_channels, out_height, out_width)];
+            let mut scratch = vec![f32::NAN; conv.scratch_len(height, width, parallel.threads())];
+            conv.run(&parallel, &middle, height, width, &mut one_by_one, fuse, &mut scratch);
+            let mut together = vec![f32::NAN; one_by_one.len()];
+            let mut scratch =
+                vec![f32::NAN; conv.scratch_len_after(&first, height, width, parallel.threads())];
+            conv.run_after(
+                &first,
+                &parallel,
+                &input,
+                height,
+                width,
+                &mut together,
+                fuse,
+                &mut scratch,
+            );
+            assert!(
+                one_by_one == together,
+                "{} {tile:?} 3 to {between} to {out_channels} at {height} x {width} {fuse:?} seed {seed}",
+                conv.kernel()
+            );
+        }
+    }
+}
+
+#[test]
+fn an_empty_image_is_no_work() {
+    for isa in Isa::all() {
+        let case = Case {
+            out_channels: 3,
+            in_channels: 2,
+            height: 0,
+            width: 5,
+            weight_scale: 1.0,
+            input_scale: 1.0,
+            fuse: fuse(1),
+            threads: 2,
+            seed: 1,
+        };
+        assert!(run(isa, &case.problem(), Tile::Four, case.fuse, 2).1.is_empty());
+    }
+}
+
+#[test]
+#[should_panic(expected = "Conv3x3: output of 15 elements where 16 are needed")]
+fn a_wrong_length_is_refused() {
+    let conv = Conv3x3::new(Isa::PLAIN, Tile::Four, 1, 1, &[0.0; 9], &[0.0]);
+    let mut scratch = vec![0.0; conv.scratch_len(1, 1, 1)];
+    conv.run(&Threads(1), &[0.0; 16], 1, 1, &mut [0.0; 15], Fuse::default(), &mut scratch);
+}
+
+#[test]
+#[should_panic(expected = "where")]
+fn too_little_scratch_is_refused() {
+    let conv = Conv3x3::new(Isa::PLAIN, Tile::Four, 1, 1, &[0.0; 9], &[0.0]);
+    let mut output = [0.0; 16];
+    conv.run(&Threads(1), &[0.0; 16], 1, 1, &mut output, Fuse::default(), &mut [0.0; 100]);
+}

@@ -1,0 +1,47 @@
+//! What other people's programs and the full-size reference model say, where they can be had.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A Python that can import `modules`: VGGD_PYTHON, or python3. Without one the test does not run,
+/// and says so; with VGGD_REQUIRE_WITNESS=1 it fails.
+pub fn python(modules: &str) -> Option<PathBuf> {
+    let python = PathBuf::from(std::env::var_os("VGGD_PYTHON").unwrap_or("python3".into()));
+    let reason = match Command::new(&python).args(["-c", &format!("import {modules}")]).output() {
+        Ok(output) if output.status.success() => return Some(python),
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let python = python.display();
+    let message = format!("{python} must import {modules}, see VGGD_PYTHON: {reason}");
+    assert_ne!(std::env::var("VGGD_REQUIRE_WITNESS").as_deref(), Ok("1"), "{message}");
+    not_run(&message);
+    None
+}
+
+/// The folder of the full-size reference model and its photos: VGGD_REFERENCE, or
+/// ../shared/reference beside the checkout.
+pub fn reference() -> Option<PathBuf> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference");
+    let folder = std::env::var_os("VGGD_REFERENCE").map_or(beside, PathBuf::from);
+    if folder.join("expand.py").exists() {
+        return Some(folder);
+    }
+    not_run(&format!("no reference model in {}, see VGGD_REFERENCE", folder.display()));
+    None
+}
+
+/// Every `step`th photo of a folder of the reference.
+pub fn reference_photos(reference: &Path, folder: &str, step: usize) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(reference.join(folder)).unwrap();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "jpg"));
+    paths.sort();
+    paths.into_iter().step_by(step).collect()
+}
+
+/// Past the test harness, which hides what a passing test prints.
+fn not_run(reason: &str) {
+    writeln!(std::io::stderr(), "NOT RUN: {reason}").unwrap();
+}
