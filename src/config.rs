@@ -113,6 +113,19 @@ pub enum Level {
     Trace,
 }
 
+impl Level {
+    /// The level's name, in lower case.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
 impl Source {
     /// How long an unwatched photo must be unchanged to count as complete.
     pub fn settle(&self) -> Duration {
@@ -224,7 +237,7 @@ impl Config {
         for name in environment.keys() {
             let key = key_of_variable(name);
             if lookup(&known, &key).is_none_or(toml::Value::is_table) {
-                let message = unknown(&key, &known);
+                let message = unknown(&key, &known, "");
                 return Err(ConfigError { origin: Some(name.clone()), message });
             }
         }
@@ -366,30 +379,34 @@ fn check_keys(
                 continue;
             }
             (Some(toml::Value::Table(_)), value) => {
-                format!("{key} = '{value}': is a section, write [{key}]")
+                format!("{key} = '{}': is a section, write [{key}]", plain(value))
             }
             (Some(_), toml::Value::Table(_)) => format!("{key} is a key, not a section"),
             (Some(_), _) => continue,
-            (None, toml::Value::Table(_)) => unknown(&key, known),
-            (None, value) => format!("{} (its value is '{value}')", unknown(&key, known)),
+            (None, toml::Value::Table(_)) => unknown(&key, known, section),
+            (None, value) => {
+                format!("{key} = '{}': {}", plain(value), unknown(&key, known, section))
+            }
         };
         return Err(ConfigError { origin: None, message });
     }
     Ok(())
 }
 
-fn unknown(key: &str, known: &toml::Table) -> String {
-    let name = key.rsplit('.').next().unwrap_or(key);
-    let known = flatten(known).into_keys().collect::<Vec<_>>();
-    let close = known
-        .iter()
-        .map(|known| (distance(name, known.rsplit('.').next().unwrap_or(known)), known))
-        .min()
-        .filter(|(distance, _)| *distance <= 2);
+/// What to say of a `key` that is not among `known`, the keys of `section`.
+fn unknown(key: &str, known: &toml::Table, section: &str) -> String {
+    let last = |key: &str| key.rsplit('.').next().map(str::to_owned).unwrap_or_default();
+    let known = flatten(known).into_keys().map(|known| format!("{section}{known}"));
+    let close = known.map(|known| (distance(&last(key), &last(&known)), known)).min();
     match close {
-        Some((_, close)) => format!("unknown key '{key}', did you mean '{close}'?"),
-        None => format!("unknown key '{key}'; `vggd defaults` lists all keys"),
+        Some((0..=2, close)) => format!("unknown key '{key}', did you mean '{close}'?"),
+        _ => format!("unknown key '{key}'; `vggd defaults` lists all keys"),
     }
+}
+
+/// A value as it was meant: strings without quotes.
+fn plain(value: &toml::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// Levenshtein distance.
@@ -426,8 +443,7 @@ fn explain(
     let variable = environment.iter().find(|(name, _)| key_of_variable(name) == key);
     let value = match (variable, lookup(written, &key)) {
         (Some((_, value)), _) => value.clone(),
-        (None, Some(toml::Value::String(value))) => value.clone(),
-        (None, Some(value)) => value.to_string(),
+        (None, Some(value)) => plain(value),
         (None, None) => String::new(),
     };
     let mut explained = ConfigError::new(&key, value, problem);
@@ -481,7 +497,7 @@ mod tests {
             (
                 "[model]\nvairant = 'x'",
                 &[],
-                "FILE: unknown key 'model.vairant', did you mean 'model.variant'?",
+                "FILE: model.vairant = 'x': unknown key 'model.vairant', did you mean 'model.variant'?",
             ),
             ("[models]\nset = 'x'", &[], "FILE: unknown key 'models'"),
             ("model = 3", &[], "FILE: model = '3': is a section, write [model]"),

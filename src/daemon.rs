@@ -85,7 +85,7 @@ pub fn configured_variant<'a>(
 pub fn run(options: &Options) -> Result<()> {
     let started = Instant::now();
     let config = options.load()?;
-    crate::logging::start(config.log.level);
+    crate::logging::start(config.log.level.as_str());
     let set = model_set(&config)?;
     let directory =
         Directory::open(&config.source.directory, config.source.afterwards, config.source.settle());

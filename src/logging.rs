@@ -14,20 +14,11 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::config;
-
 /// Starts logging at `level`, or at what the environment variable RUST_LOG says.
 ///
 /// # Panics
 /// When called twice.
-pub fn start(level: config::Level) {
-    let level = match level {
-        config::Level::Error => "error",
-        config::Level::Warn => "warn",
-        config::Level::Info => "info",
-        config::Level::Debug => "debug",
-        config::Level::Trace => "trace",
-    };
+pub fn start(level: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let registry = tracing_subscriber::registry().with(filter);
     match journal() {

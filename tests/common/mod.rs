@@ -103,7 +103,8 @@ impl Broker {
             self.port
         );
         fs::write(&config, text).unwrap();
-        self.child = Some(start(program("mosquitto").arg("-c").arg(config)));
+        let mut command = program("mosquitto");
+        self.child = Some(start(command.arg("-c").arg(config).stderr(Stdio::null())));
         until("the broker listens", || {
             std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok()
         });
