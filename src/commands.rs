@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use vggd::config::{Config, ConfigError};
+use vggd::config::Config;
 use vggd::daemon;
 use vggd::event::{Class, Timings};
 use vggd::manifest::ModelSet;
@@ -211,7 +211,7 @@ pub(crate) fn check(config: &Config) -> Result<()> {
 
 /// Measures in this process and prints the result as JSON.
 pub(crate) fn measure(job: Job) -> Result<()> {
-    let config = Config::load(None).map_err(ConfigError::from)?;
+    let config = Config::load(None)?;
     print_json(&job.run(&config.source)?)
 }
 

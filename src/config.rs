@@ -492,7 +492,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named_with_its_origin() {
-        let cases: [(&str, &[(&str, &str)], &str); 14] = [
+        type Variables = &'static [(&'static str, &'static str)];
+        let cases: [(&str, Variables, &str); 14] = [
             ("[model\n", &[], "FILE: TOML parse error at line 1, column 7"),
             (
                 "[model]\nvairant = 'x'",

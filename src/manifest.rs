@@ -111,12 +111,12 @@ impl Variant {
 #[derive(Debug, Error)]
 pub enum SetError {
     /// A file cannot be read: give the right folder, or its permissions.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// The manifest is not TOML of the expected form: the set is damaged or not one.
     #[error("{}: {message}", path.display())]
@@ -167,7 +167,7 @@ impl ModelSet {
     pub fn open(directory: &Path) -> Result<Self, SetError> {
         let path = directory.join(FILE_NAME);
         let text = fs::read_to_string(&path)
-            .map_err(|source| SetError::Io { path: path.clone(), source })?;
+            .map_err(|error| SetError::Io { path: path.clone(), error })?;
         let manifest: Manifest = toml::from_str(&text).map_err(|error| SetError::Syntax {
             path: path.clone(),
             message: error.to_string().trim_end().to_owned(),
@@ -177,7 +177,7 @@ impl ModelSet {
 
         let path = directory.join(&manifest.labels);
         let text = fs::read_to_string(&path)
-            .map_err(|source| SetError::Io { path: path.clone(), source })?;
+            .map_err(|error| SetError::Io { path: path.clone(), error })?;
         let labels: Vec<String> = text.lines().map(str::to_owned).collect();
         let classes = manifest.variants[0].output[1];
         if labels.len() != classes {
@@ -228,7 +228,7 @@ impl ModelSet {
                 path,
                 message: "content differs from the manifest's SHA-256".to_owned(),
             }),
-            Err(source) => Err(SetError::Io { path, source }),
+            Err(error) => Err(SetError::Io { path, error }),
         }
     }
 
@@ -243,7 +243,7 @@ impl ModelSet {
         for file in &self.manifest.files {
             let path = self.directory.join(&file.path);
             let found =
-                sha256(&path).map_err(|source| SetError::Io { path: path.clone(), source })?;
+                sha256(&path).map_err(|error| SetError::Io { path: path.clone(), error })?;
             if found != file.sha256 {
                 let message = "content differs from the manifest's SHA-256".to_owned();
                 return Err(SetError::Invalid { path, message });
@@ -260,7 +260,7 @@ impl ModelSet {
                 path,
                 message: format!("{} bytes, should be {}", found.len(), file.bytes),
             }),
-            Err(source) => Err(SetError::Io { path, source }),
+            Err(error) => Err(SetError::Io { path, error }),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One variant, loaded and ready to run: the only user of tract.
 //!
 //! tract reads the graph and runs it. Before it sees the graph, the layers that our own kernels are
-//! faster at are taken out and become ops of our own: [`convolution`] and [`linear`]. It must not
+//! faster at are taken out and become ops of our own: `convolution` and `linear`. It must not
 //! know where inputs come from or what the classes mean.
 
 mod convolution;

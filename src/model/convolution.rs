@@ -16,9 +16,10 @@ use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Parallel, Tile};
 
 use super::Engine;
 use super::op::{Layer, Taken};
-use super::weights::Files;
+use super::weights::{Files, Weights};
 
-/// Takes the chain of convolutions that starts at the input of `graph` out of it, if there is one.
+/// Takes the chain of convolutions that starts at the input of `graph` out of it, if there is one of
+/// at least two.
 pub(super) fn take(
     graph: &mut GraphProto,
     files: &mut Files,
@@ -26,42 +27,36 @@ pub(super) fn take(
     side: usize,
 ) -> TractResult<Option<Taken>> {
     let steps = steps(graph);
-    let [first, rest @ ..] = &*steps else { return Ok(None) };
-    if first.fuse.pool {
-        return Ok(None);
-    }
-    let Some((weights, bias, [channels, inputs])) = parameters(graph, first.node, files)? else {
+    let Some((first, rest)) = steps.split_first() else { return Ok(None) };
+    let stem = parameters(graph, first.node, files)?;
+    let (Some(stem), true) = (stem, first.fuse == Fuse { relu: true, pool: false }) else {
         return Ok(None);
     };
-    let stem = Direct3x3::new(engine.isa, channels, inputs, weights.as_slice(), bias.as_slice());
-    let mut layer = Convolutions {
-        engine: engine.clone(),
-        side,
-        stem_relu: first.fuse.relu,
-        stem,
-        stem_channels: [inputs, channels],
-        steps: Vec::new(),
-        buffers: Mutex::default(),
-    };
-    let mut end = first.output;
+    let [mut channels, inputs] = stem.channels;
+    let (weights, bias) = (stem.weights.as_slice(), stem.bias.as_slice());
+    let stem = Direct3x3::new(engine.isa, channels, inputs, weights, bias);
+    let (mut winograd, mut size, mut end) = (Vec::<Winograd>::new(), side, "");
     for step in rest {
-        let (channels, size) = layer.end();
-        match parameters(graph, step.node, files)? {
-            Some((weights, bias, [out, inner])) if inner == channels => {
-                let (weights, bias) = (weights.as_slice(), bias.as_slice());
-                let tile = Tile::choose(size, size);
-                let convolution = Conv3x3::new(engine.isa, tile, out, inner, weights, bias);
-                layer.steps.push(Winograd { convolution, fuse: step.fuse, size });
-            }
-            _ => break,
-        }
-        end = step.output;
+        let Some(Parameters { weights, bias, channels: [out, inner] }) =
+            parameters(graph, step.node, files)?.filter(|found| found.channels[1] == channels)
+        else {
+            break;
+        };
+        let (weights, bias, tile) = (weights.as_slice(), bias.as_slice(), Tile::choose(size, size));
+        let convolution = Conv3x3::new(engine.isa, tile, out, inner, weights, bias);
+        let layer = Winograd { convolution, fuse: step.fuse, size };
+        (channels, size, end) = (out, layer.output_size(), step.output);
+        winograd.push(layer);
     }
-    layer.buffers = Mutex::new(Buffers::of(&layer));
+    if winograd.is_empty() {
+        return Ok(None);
+    }
     let (input, output) = (graph.input[0].name.clone(), end.to_owned());
-    let place = (graph.node.iter()).position(|node| node.output.contains(&output));
-    let place = &mut graph.node[place.expect("a step is a node")];
-    Ok(Some(Taken::leave(place, input, output, layer)))
+    let buffers = Mutex::new(Buffers::of(&stem, &winograd, side, engine.threads()));
+    let engine = engine.clone();
+    let layer = Convolutions { engine, inputs, side, stem, winograd, channels, size, buffers };
+    let place = graph.node.iter_mut().find(|node| node.output.contains(&output));
+    Ok(Some(Taken::leave(place.expect("a step is a node"), input, output, layer)))
 }
 
 /// A convolution of the graph with what follows it.
@@ -119,9 +114,16 @@ fn is_2x2(attribute: &AttributeProto) -> bool {
     }
 }
 
-type Parameters = (super::weights::Weights<f32>, super::weights::Weights<f32>, [usize; 2]);
+/// What a `Conv` computes with.
+struct Parameters {
+    /// OIHW.
+    weights: Weights<f32>,
+    bias: Weights<f32>,
+    /// Output and input channels.
+    channels: [usize; 2],
+}
 
-/// Weights (OIHW), bias and the numbers of output and input channels of a `Conv`.
+/// The parameters of a `Conv`, if they can be used in place.
 fn parameters(
     graph: &GraphProto,
     node: &NodeProto,
@@ -142,18 +144,22 @@ fn parameters(
     }
     let weights = files.tensor::<f32>(weights, DataType::Float)?;
     let bias = files.tensor::<f32>(bias, DataType::Float)?;
-    Ok(weights.zip(bias).map(|(weights, bias)| (weights, bias, [out as usize, inner as usize])))
+    let channels = [out as usize, inner as usize];
+    Ok(weights.zip(bias).map(|(weights, bias)| Parameters { weights, bias, channels }))
 }
 
 struct Convolutions {
     engine: Engine,
-    /// Height and width of the input.
+    /// Channels of the input, and its height and width.
+    inputs: usize,
     side: usize,
+    /// The first convolution; what it gives never leaves the cache.
     stem: Direct3x3,
-    /// Input and output channels of the stem.
-    stem_channels: [usize; 2],
-    stem_relu: bool,
-    steps: Vec<Winograd>,
+    /// The others, at least one.
+    winograd: Vec<Winograd>,
+    /// Channels of the output, and its height and width.
+    channels: usize,
+    size: usize,
     buffers: Mutex<Buffers>,
 }
 
@@ -184,39 +190,26 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn of(layer: &Convolutions) -> Self {
-        let (side, threads) = (layer.side, layer.engine.threads());
-        let stem = blocked_len(layer.stem_channels[1], side, side);
-        let mut lengths = [stem, 0];
-        let mut scratch = layer.stem.scratch_len(side, side);
-        for (index, step) in layer.steps.iter().enumerate() {
-            let length = &mut lengths[(index + 1) % 2];
-            *length = step.output_len().max(*length);
-            let needed = step.convolution.scratch_len(step.size, step.size, threads);
+    fn of(stem: &Direct3x3, winograd: &[Winograd], side: usize, threads: usize) -> Self {
+        let first = &winograd[0].convolution;
+        let mut lengths = [0, 0];
+        let mut scratch = first.scratch_len_after(stem, side, side, threads);
+        for (index, layer) in winograd.iter().enumerate() {
+            lengths[index % 2] = layer.output_len().max(lengths[index % 2]);
+            let needed = layer.convolution.scratch_len(layer.size, layer.size, threads);
             scratch = needed.max(scratch);
         }
         Self { activations: lengths.map(|length| vec![0.0; length]), scratch: vec![0.0; scratch] }
     }
 }
 
-impl Convolutions {
-    /// Channels and height of the output.
-    fn end(&self) -> (usize, usize) {
-        match self.steps.last() {
-            Some(step) => (step.convolution.out_channels(), step.output_size()),
-            None => (self.stem_channels[1], self.side),
-        }
-    }
-}
-
 impl Layer for Convolutions {
     fn input(&self) -> TVec<usize> {
-        tvec!(1, self.stem_channels[0], self.side, self.side)
+        tvec!(1, self.inputs, self.side, self.side)
     }
 
     fn output(&self) -> TVec<usize> {
-        let (channels, size) = self.end();
-        tvec!(1, channels, size, size)
+        tvec!(1, self.channels, self.size, self.size)
     }
 
     fn run(&self, x: &[f32], y: &mut [f32]) {
@@ -224,19 +217,19 @@ impl Layer for Convolutions {
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         let Buffers { activations: [from, to], scratch } = &mut *buffers;
         let (mut from, mut to) = (from, to);
-        let side = self.side;
-        let mut length = blocked_len(self.stem_channels[1], side, side);
-        let stem = &mut from[..length];
-        self.stem.run(&self.engine, x, side, side, stem, self.stem_relu, scratch);
-        for step in &self.steps {
-            let (input, output) = (&from[..length], &mut to[..step.output_len()]);
-            let Winograd { convolution, fuse, size } = step;
-            convolution.run(&self.engine, input, *size, *size, output, *fuse, scratch);
+        let (engine, side) = (&self.engine, self.side);
+        let (first, rest) = self.winograd.split_first().expect("at least one convolution");
+        let mut length = first.output_len();
+        let output = &mut from[..length];
+        first.convolution.run_after(&self.stem, engine, x, side, side, output, first.fuse, scratch);
+        for layer in rest {
+            let (input, output) = (&from[..length], &mut to[..layer.output_len()]);
+            let Winograd { convolution, fuse, size } = layer;
+            convolution.run(engine, input, *size, *size, output, *fuse, scratch);
             std::mem::swap(&mut from, &mut to);
-            length = step.output_len();
+            length = layer.output_len();
         }
-        let (channels, size) = self.end();
-        unblock(channels, size * size, &from[..length], y);
+        unblock(self.channels, self.size * self.size, &from[..length], y);
     }
 }
 
@@ -259,6 +252,6 @@ impl Parallel for Engine {
 
 impl std::fmt::Debug for Convolutions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} convolutions from {}", 1 + self.steps.len(), self.side)
+        write!(f, "{} convolutions from {}", 1 + self.winograd.len(), self.side)
     }
 }

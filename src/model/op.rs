@@ -112,7 +112,7 @@ impl TypedOp for LayerOp {
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
         let expected = self.0.input();
         ensure!(inputs[0].shape.as_concrete() == Some(&*expected), "input of {self:?}");
-        Ok(tvec!(f32::fact(&self.0.output())))
+        Ok(tvec!(f32::fact(self.0.output())))
     }
 
     as_op!();

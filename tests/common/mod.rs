@@ -1,6 +1,6 @@
 //! A real broker, the real binary, a real subscriber and a tiny model set, for end-to-end tests.
 
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, unreachable_pub)]
 
 pub mod witness;
 
@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
-use vggd_models::import::Import;
 
 /// No step of a test takes this long unless it hangs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -45,17 +44,8 @@ pub fn models() -> &'static Path {
     static SET: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     let (_, set) = SET.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
-        let import = Import {
-            source: folder.path().join("tiny.safetensors"),
-            labels: folder.path().join("labels.txt"),
-            out: folder.path().join("set"),
-            name: "tiny".to_owned(),
-            force: false,
-        };
-        vggd_models::tiny::write(&import.source, CLASSES).unwrap();
-        fs::write(&import.labels, vggd_models::tiny::labels(CLASSES).join("\n")).unwrap();
-        vggd_models::import::import(&import, &mut ()).unwrap();
-        (folder, import.out)
+        let set = vggd_models::tiny::set(folder.path(), CLASSES).unwrap();
+        (folder, set)
     });
     set
 }

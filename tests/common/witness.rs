@@ -43,5 +43,6 @@ pub fn reference_photos(reference: &Path, folder: &str, step: usize) -> Vec<Path
 
 /// Past the test harness, which hides what a passing test prints.
 fn not_run(reason: &str) {
-    writeln!(std::io::stderr(), "NOT RUN: {reason}").unwrap();
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "NOT RUN: {reason}").unwrap();
 }
