@@ -10,7 +10,6 @@ use serde::Serialize;
 use vggd::config::Config;
 use vggd::daemon;
 use vggd::event::{Class, Timings};
-use vggd::manifest::ModelSet;
 use vggd::measure::{Job, Measurement};
 use vggd::model::{Engine, Model};
 use vggd::pipeline::Pipeline;
@@ -88,8 +87,7 @@ pub(crate) fn classify(
 /// Runs every variant on one photo.
 pub(crate) fn compare(config: &Config, photo: &Path, runs: u32, json: bool) -> Result<()> {
     let set = daemon::model_set(config)?;
-    let measured =
-        measure_all(&set, set.names(), config, Some(photo.to_owned()), runs, |_| Ok(()))?;
+    let measured = measure_all(set.names(), config, Some(photo.to_owned()), runs, |_| Ok(()))?;
     let baseline = measured[0].clone();
     let first = |m: &Measurement| m.answer.as_ref().map(|answer| answer.top[0].class);
     let mut columns = Vec::new();
@@ -161,7 +159,7 @@ pub(crate) fn bench(
         Some(name) => vec![set.variant(&name).map(|variant| variant.name.clone())?],
         None => set.names(),
     };
-    let measured = measure_all(&set, names, config, photo, runs, |measurement| match json {
+    let measured = measure_all(names, config, photo, runs, |measurement| match json {
         true => print_json(&Measurement { answer: None, ..measurement.clone() }),
         false => Ok(()),
     })?;
@@ -188,7 +186,7 @@ pub(crate) fn bench(
     Ok(())
 }
 
-/// Says whether `vggd run` would start with this configuration.
+/// Looks at everything that the configuration names, the broker and what the graphs mean excepted.
 pub(crate) fn check(config: &Config) -> Result<()> {
     let set = daemon::model_set(config)?;
     daemon::configured_variant(config, &set)?;
@@ -200,9 +198,8 @@ pub(crate) fn check(config: &Config) -> Result<()> {
     let source = &config.source;
     let path = source.directory.display();
     Directory::open(&source.directory, source.afterwards, source.settle())
-        .and_then(|directory| directory.check_writable())
         .map_err(|error| config.wrong("source.directory", &path, error))?;
-    config.mqtt.login()?;
+    config.mqtt_login()?;
     let (variant, set) = (&config.model.variant, config.model.set.display());
     println!("ok: {variant} of {set}, photos from {path}");
     println!("    to {}:{}, topic {}", config.mqtt.host, config.mqtt.port, config.mqtt.topic());
@@ -210,13 +207,11 @@ pub(crate) fn check(config: &Config) -> Result<()> {
 }
 
 /// Measures in this process and prints the result as JSON.
-pub(crate) fn measure(job: Job) -> Result<()> {
-    let config = Config::load(None)?;
-    print_json(&job.run(&config.source)?)
+pub(crate) fn measure(job: &Job) -> Result<()> {
+    print_json(&job.run()?)
 }
 
 fn measure_all(
-    set: &ModelSet,
     names: Vec<String>,
     config: &Config,
     photo: Option<PathBuf>,
@@ -226,14 +221,9 @@ fn measure_all(
     let mut measured = Vec::new();
     for (index, variant) in names.iter().enumerate() {
         progress(&format!("{variant} ({} of {})", index + 1, names.len()));
-        let measurement = Job {
-            models: set.directory.clone(),
-            variant: variant.clone(),
-            threads: config.model.threads,
-            runs,
-            photo: photo.clone(),
-        }
-        .spawn();
+        let measurement =
+            Job { config: config.clone(), variant: variant.clone(), runs, photo: photo.clone() }
+                .spawn();
         progress("");
         let measurement = measurement?;
         each(&measurement)?;

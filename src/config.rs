@@ -32,6 +32,9 @@ pub struct Config {
     pub model: Model,
     pub mqtt: Mqtt,
     pub log: Log,
+    /// The file that was read, if one was.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
     /// The file or environment variable of each key that is not at its default.
     #[serde(skip)]
     origins: BTreeMap<String, String>,
@@ -159,28 +162,9 @@ impl Mqtt {
     /// How the broker knows this client.
     pub fn client_id(&self) -> String {
         match self.client_id.as_str() {
-            "" => format!("vggd-{}-{}", host_name(), std::process::id()),
+            "" => self.topic().replace('/', "-"),
             id => id.to_owned(),
         }
-    }
-
-    /// User name and password, if the broker wants them. The file is read anew at each call.
-    ///
-    /// # Errors
-    /// [`ConfigError`] naming the password file that cannot be read.
-    pub fn login(&self) -> Result<Option<(String, String)>, ConfigError> {
-        if self.username.is_empty() {
-            return Ok(None);
-        }
-        let password = match self.password_file.as_os_str().is_empty() {
-            true => String::new(),
-            false => fs::read_to_string(&self.password_file).map_err(|error| {
-                let value = self.password_file.display();
-                ConfigError::new("mqtt.password_file", value, error)
-            })?,
-        };
-        let line = password.lines().next().unwrap_or_default();
-        Ok(Some((self.username.clone(), line.to_owned())))
     }
 
     /// Longest silence towards the broker.
@@ -217,10 +201,44 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] with the file or variable, the key and the value.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
-        let environment: BTreeMap<String, String> = std::env::vars()
-            .filter(|(name, _)| name.starts_with(&format!("{ENVIRONMENT}{SEPARATOR}")))
-            .collect();
+        let prefix = format!("{ENVIRONMENT}{SEPARATOR}");
+        let mut environment = BTreeMap::new();
+        for (name, value) in std::env::vars_os() {
+            let Some(name) = name.to_str().filter(|name| name.starts_with(&prefix)) else {
+                continue;
+            };
+            let value = value.into_string().map_err(|value| ConfigError {
+                origin: Some(name.to_owned()),
+                message: format!("{value:?} is not UTF-8"),
+            })?;
+            environment.insert(name.to_owned(), value);
+        }
         Self::load_from(file, environment)
+    }
+
+    /// Uses the model set at `path`, which was given as an argument.
+    pub fn override_set(&mut self, path: &Path) {
+        path.clone_into(&mut self.model.set);
+        self.origins.insert("model.set".to_owned(), "--models".to_owned());
+    }
+
+    /// User name and password, if the broker wants them. The file is read anew at each call.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the password file that cannot be read.
+    pub fn mqtt_login(&self) -> Result<Option<(String, String)>, ConfigError> {
+        let Mqtt { username, password_file, .. } = &self.mqtt;
+        if username.is_empty() {
+            return Ok(None);
+        }
+        let password = match password_file.as_os_str().is_empty() {
+            true => String::new(),
+            false => fs::read_to_string(password_file).map_err(|error| {
+                self.wrong("mqtt.password_file", password_file.display(), error)
+            })?,
+        };
+        let line = password.lines().next().unwrap_or_default();
+        Ok(Some((username.clone(), line.to_owned())))
     }
 
     fn load_from(
@@ -241,6 +259,7 @@ impl Config {
                 return Err(ConfigError { origin: Some(name.clone()), message });
             }
         }
+        let path = file.map(Path::to_owned);
         let file = file.map(|path| path.display().to_string()).unwrap_or_default();
         let in_file = flatten(&written).into_keys().map(|key| (key, file.clone()));
         let mut origins: BTreeMap<String, String> = in_file.collect();
@@ -259,6 +278,7 @@ impl Config {
             .and_then(config::Config::try_deserialize)
             .map_err(|error| explain(&error, &origins, &environment, &written))?;
         config.origins = origins;
+        config.file = path;
         config.validate()?;
         Ok(config)
     }
@@ -382,7 +402,12 @@ fn check_keys(
                 format!("{key} = '{}': is a section, write [{key}]", plain(value))
             }
             (Some(_), toml::Value::Table(_)) => format!("{key} is a key, not a section"),
-            (Some(_), _) => continue,
+            (Some(toml::Value::Float(_)), toml::Value::Integer(_)) => continue,
+            (Some(known), value) if known.same_type(value) => continue,
+            (Some(known), value) => {
+                let (found, expected) = (value.type_str(), known.type_str());
+                format!("{key} = '{}': {found} instead of {expected}", plain(value))
+            }
             (None, toml::Value::Table(_)) => unknown(&key, known, section),
             (None, value) => {
                 format!("{key} = '{}': {}", plain(value), unknown(&key, known, section))
@@ -493,7 +518,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_its_origin() {
         type Variables = &'static [(&'static str, &'static str)];
-        let cases: [(&str, Variables, &str); 14] = [
+        let cases: [(&str, Variables, &str); 16] = [
             ("[model\n", &[], "FILE: TOML parse error at line 1, column 7"),
             (
                 "[model]\nvairant = 'x'",
@@ -503,7 +528,13 @@ mod tests {
             ("[models]\nset = 'x'", &[], "FILE: unknown key 'models'"),
             ("model = 3", &[], "FILE: model = '3': is a section, write [model]"),
             ("[mqtt.port]\nx = 1", &[], "FILE: mqtt.port is a key, not a section"),
-            ("[mqtt]\nport = 'abc'", &[], "FILE: mqtt.port = 'abc': "),
+            ("[mqtt]\nport = 'abc'", &[], "FILE: mqtt.port = 'abc': string instead of integer"),
+            ("[mqtt]\nport = 1883.7", &[], "FILE: mqtt.port = '1883.7': float instead of integer"),
+            (
+                "[model]\nthreads = true",
+                &[],
+                "FILE: model.threads = 'true': boolean instead of integer",
+            ),
             ("[mqtt]\nport = 70000", &[], "FILE: mqtt.port = '70000': "),
             ("[source]\nkind = 'tape'", &[], "FILE: source.kind = 'tape': "),
             ("[model]\nbudget_ms = -1", &[], "FILE: model.budget_ms = '-1': must be from 0"),

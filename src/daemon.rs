@@ -13,20 +13,19 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
-use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch as flag};
 
 use crate::config::{Config, ConfigError, LIVE};
 use crate::event::{self, Failure, Prediction};
 use crate::manifest::{ModelSet, Variant};
-use crate::model::{Engine, Model};
+use crate::model::{Engine, Model, ModelError};
 use crate::pipeline::{ClassifyError, Pipeline};
 use crate::publish::{Publisher, Report};
 use crate::source::Frame;
 use crate::source::directory::Directory;
+use crate::watch::{self, Change, Watch};
 
 /// Reports that may wait for the publisher.
 const REPORTS: usize = 4;
@@ -51,7 +50,7 @@ impl Options {
     pub fn load(&self) -> Result<Config, ConfigError> {
         let mut config = Config::load(self.config.as_deref())?;
         if let Some(models) = &self.models {
-            config.model.set.clone_from(models);
+            config.override_set(models);
         }
         Ok(config)
     }
@@ -91,10 +90,16 @@ pub fn run(options: &Options) -> Result<()> {
         Directory::open(&config.source.directory, config.source.afterwards, config.source.settle());
     let path = config.source.directory.display();
     let directory = directory.map_err(|error| config.wrong("source.directory", path, error))?;
-    config.mqtt.login()?;
+    config.mqtt_login()?;
 
     let engine = Engine::new(config.model.threads);
-    let model = Model::load(&set, configured_variant(&config, &set)?, &engine)?;
+    let variant = configured_variant(&config, &set)?;
+    let model = Model::load(&set, variant, &engine).map_err(|error| match error {
+        ModelError::Set(error) => {
+            anyhow!(config.wrong("model.set", set.directory.display(), error))
+        }
+        error => anyhow!(error),
+    })?;
     tracing::info!(
         variant = model.name,
         threads = engine.threads(),
@@ -111,7 +116,11 @@ pub fn run(options: &Options) -> Result<()> {
         directory: Arc::new(directory),
         config,
     };
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(daemon.run())
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = runtime.block_on(daemon.run());
+    // A model that is still being loaded, or a name that is still being looked up, does not count.
+    runtime.shutdown_background();
+    ended
 }
 
 /// The model that classifies the next frame.
@@ -133,18 +142,22 @@ impl Daemon {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let (triggers, triggered) = mpsc::channel(1);
-        let _watcher = self.options.config.as_deref().map(|file| watch_file(file, &triggers));
+        let _watch = self.options.config.as_deref().map(|file| watch_file(file, &triggers));
+        // What changed while the model was loaded.
+        triggers.try_send(()).ok();
 
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = flag::channel(false);
         let stopping = Arc::new(AtomicBool::new(false));
         let (reports, received) = mpsc::channel(REPORTS);
-        let publisher =
-            Publisher::new(&self.config.mqtt, self.directory.clone(), received, stopped);
-        let mut publisher = tokio::spawn(publisher.run());
+        let publisher = Publisher::new(&self.config, self.directory.clone(), received, stopped);
+        let publisher = tokio::spawn(publisher.run());
 
         let (handoff, frames) = sync_channel(1);
         let directory = self.directory.clone();
-        let capture = spawn("capture", move || directory.run(&handoff))?;
+        let (capture, mut capture_ended) = spawn("capture", move || {
+            directory.run(&handoff);
+            Ok(())
+        })?;
         let classify = Classify {
             pipeline: self.pipeline.clone(),
             slot: self.slot.clone(),
@@ -153,35 +166,36 @@ impl Daemon {
             stopping: stopping.clone(),
         };
         let sender = reports.clone();
-        let classify = spawn("classify", move || classify.run(&frames, &sender))?;
+        let (classify, mut classify_ended) =
+            spawn("classify", move || classify.run(&frames, &sender))?;
 
         let directory = self.directory.clone();
         let reload = tokio::spawn(self.reload(triggered, reports));
         sd_notify::notify(&[NotifyState::Ready]).ok();
         tracing::info!("ready");
 
-        let ended = loop {
+        loop {
             tokio::select! {
-                _ = terminate.recv() => break Ok(()),
-                _ = interrupt.recv() => break Ok(()),
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = &mut capture_ended => break,
+                _ = &mut classify_ended => break,
                 _ = hangup.recv() => drop(triggers.try_send(())),
-                _ = &mut publisher => break Err(anyhow!("a thread ended unexpectedly")),
             }
-        };
+        }
         tracing::info!("stopping");
         sd_notify::notify(&[NotifyState::Stopping]).ok();
         stopping.store(true, Ordering::Relaxed);
         directory.stop();
         stop.send(true).ok();
-        // The last sender of reports goes with these two; the publisher then ends by itself.
+        // The last senders of reports go with the reload and the classifying thread; the publisher
+        // then ends by itself, and without it that thread cannot be held up.
         reload.abort();
-        if ended.is_ok() {
-            publisher.await.context("publishing failed")?;
-        }
+        publisher.await.context("publishing failed")?;
         for thread in [capture, classify] {
-            thread.join().map_err(|_| anyhow!("a thread panicked"))?;
+            thread.join().map_err(|_| anyhow!("a thread panicked"))??;
         }
-        ended
+        Ok(())
     }
 
     /// Takes over what changed in the configuration, each time it is told to look.
@@ -248,11 +262,13 @@ struct Classify {
 }
 
 impl Classify {
-    fn run(&self, frames: &Receiver<Frame>, reports: &mpsc::Sender<Report>) {
+    /// Classifies frame after frame. A photo that cannot be classified is put aside; a model that
+    /// cannot classify ends it.
+    fn run(&self, frames: &Receiver<Frame>, reports: &mpsc::Sender<Report>) -> Result<()> {
         let mut sequence = 0;
         for frame in frames {
             if self.stopping.load(Ordering::Relaxed) {
-                return;
+                break;
             }
             let wait = frame.found_at.elapsed();
             let model = self.slot.lock().unwrap().clone();
@@ -288,57 +304,66 @@ impl Classify {
                     self.directory.finish(&frame).ok();
                     continue;
                 }
+                Err(ClassifyError::Model(error)) => {
+                    tracing::error!(%error, "the model failed, the photo stays");
+                    let failure = failure("model", None, error.to_string());
+                    reports.blocking_send(Report::Notice(failure)).ok();
+                    return Err(error.into());
+                }
                 Err(error) => {
                     tracing::warn!(file = frame.name, %error, "photo rejected");
-                    let kind = match error {
-                        ClassifyError::Model(_) => "model",
-                        _ => "photo",
-                    };
-                    let failure = failure(kind, Some(frame.name.clone()), error.to_string());
+                    let failure = failure("photo", Some(frame.name.clone()), error.to_string());
                     Report::Rejected(frame, failure)
                 }
             };
             if reports.blocking_send(report).is_err() {
-                return;
+                break;
             }
         }
+        Ok(())
     }
 }
 
+/// The most characters of an error that are published.
+const LONGEST_MESSAGE: usize = 2000;
+
 fn failure(kind: &'static str, file: Option<String>, message: String) -> Failure {
-    Failure { schema: event::SCHEMA, at: event::timestamp(SystemTime::now()), kind, file, message }
+    let message = message.chars().take(LONGEST_MESSAGE).collect();
+    let at = event::timestamp(SystemTime::now());
+    Failure { schema: event::SCHEMA, at, kind, file, message }
 }
 
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>> {
-    let thread = thread::Builder::new().name(name.to_owned());
-    thread.spawn(run).with_context(|| format!("cannot start thread '{name}'"))
+type Thread = thread::JoinHandle<Result<()>>;
+
+/// Starts a thread, and tells when it ends, in whichever way.
+fn spawn(
+    name: &str,
+    run: impl FnOnce() -> Result<()> + Send + 'static,
+) -> Result<(Thread, oneshot::Receiver<()>)> {
+    let (alive, ended) = oneshot::channel::<()>();
+    let run = move || {
+        let _alive = alive;
+        run()
+    };
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(run);
+    Ok((thread.with_context(|| format!("cannot start thread '{name}'"))?, ended))
 }
 
 /// Triggers when `file` was written or replaced. Its folder is watched, because editors rename.
-fn watch_file(file: &Path, triggers: &mpsc::Sender<()>) -> notify::Result<RecommendedWatcher> {
-    let name = file.file_name().map(ToOwned::to_owned);
+fn watch_file(file: &Path, triggers: &mpsc::Sender<()>) -> Option<Watch> {
     let triggers = triggers.clone();
-    let hear = move |event: notify::Result<notify::Event>| {
-        let Ok(event) = event else { return };
-        let whole = matches!(
-            event.kind,
-            EventKind::Access(AccessKind::Close(AccessMode::Write))
-                | EventKind::Modify(ModifyKind::Name(RenameMode::To))
-        );
-        if whole && event.paths.iter().any(|path| path.file_name() == name.as_deref()) {
-            triggers.try_send(()).ok();
-        }
+    let path = file.parent().unwrap_or(Path::new("")).join(".");
+    let name = file.file_name()?.to_owned();
+    let hear = move |change| match change {
+        Change::Complete(changed) if changed != name => {}
+        Change::Complete(_) | Change::Missed(_) => drop(triggers.try_send(())),
+        Change::Begun(_) | Change::Gone(_) => {}
     };
-    let folder = match file.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    notify::recommended_watcher(hear)
-        .and_then(|mut watcher| {
-            watcher.watch(folder, RecursiveMode::NonRecursive)?;
-            Ok(watcher)
-        })
+    let folder = path.canonicalize().map_err(|error| error.to_string());
+    folder
+        .and_then(|folder| watch::folder(&folder, hear))
         .inspect_err(|error| {
-            tracing::warn!(%error, "cannot watch the configuration, SIGHUP still reloads it");
+            tracing::warn!(error, "cannot watch the configuration, SIGHUP still reloads it");
         })
+        .ok()
 }

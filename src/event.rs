@@ -115,9 +115,12 @@ pub fn milliseconds(duration: Duration) -> f64 {
     round(duration.as_secs_f64() * 1e3, 3)
 }
 
-/// A point in time as RFC 3339, UTC, to a millisecond.
+/// A point in time as RFC 3339, UTC, to a millisecond. What lies outside the years 1970 to 9999, as
+/// the date of a photo may, becomes the nearest that lies inside.
 pub fn timestamp(time: SystemTime) -> String {
-    humantime::format_rfc3339_millis(time).to_string()
+    const LAST: Duration = Duration::from_secs(253_402_300_799);
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().min(LAST);
+    humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + since).to_string()
 }
 
 fn round(value: f64, digits: i32) -> f64 {
@@ -138,6 +141,17 @@ mod tests {
         assert!((top[0].probability - 2.0 / 3.0).abs() < 1e-4);
         assert_eq!(top[2].probability, 0.0);
         assert_eq!(top_k(&[3.0, 3.0, 3.0], &labels, 1)[0].class, 0);
+    }
+
+    #[test]
+    fn odd_dates_are_written_too() {
+        let at = |seconds: i64| match u64::try_from(seconds) {
+            Ok(after) => SystemTime::UNIX_EPOCH + Duration::from_secs(after),
+            Err(_) => SystemTime::UNIX_EPOCH - Duration::from_secs(seconds.unsigned_abs()),
+        };
+        assert_eq!(timestamp(at(-3600)), "1970-01-01T00:00:00.000Z");
+        assert_eq!(timestamp(at(951_782_400)), "2000-02-29T00:00:00.000Z");
+        assert_eq!(timestamp(at(1 << 40)), "9999-12-31T23:59:59.000Z");
     }
 
     #[test]

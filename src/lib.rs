@@ -10,14 +10,16 @@
 //! 4. [`publish`] sends it until the broker acknowledges it; then the source lets the photo go.
 //!
 //! [`daemon`] starts, connects, reloads and stops these. [`measure`] runs the same pipeline to
-//! compare variants. Arrows point one way: values (`manifest`, `event`), then one outside thing each
-//! (`config`, `source`, `preprocess`, `model`, `logging`), then `pipeline`, then `publish` and
-//! `measure`, then `daemon`.
+//! compare variants, and [`watch`] tells the source and the daemon what happens in a folder. Arrows
+//! point one way: values (`manifest`, `event`), then one outside thing each (`config`, `preprocess`,
+//! `watch`, `logging`), then what is built on these (`source`, `model`), then `pipeline`, then
+//! `publish` and `measure`, then `daemon`.
 
 pub mod config;
 pub mod manifest;
 
 pub mod source;
+pub mod watch;
 
 pub mod preprocess;
 

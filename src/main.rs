@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use vggd::config::{self, Config, ConfigError};
 use vggd::daemon;
 use vggd::manifest::SetError;
+use vggd::measure::Job;
 
 /// Wrong arguments, which is also what clap exits with.
 const EXIT_ARGUMENTS: u8 = 2;
@@ -100,8 +101,8 @@ process holds after the last run. Each variant runs in a process of its own.")]
     #[command(hide = true)]
     Measure {
         photo: Option<PathBuf>,
-        #[arg(long)]
-        models: PathBuf,
+        #[command(flatten)]
+        set: Set,
         #[arg(long)]
         variant: String,
         #[command(flatten)]
@@ -177,15 +178,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Check { set } => commands::check(&set.load()?)?,
         Command::Defaults => print!("{}", config::DEFAULT),
-        Command::Measure { photo, models, variant, timing } => {
-            let threads = timing.threads.unwrap_or(0);
-            commands::measure(vggd::measure::Job {
-                models,
-                variant,
-                threads,
-                runs: timing.runs.unwrap_or(20),
-                photo,
-            })?;
+        Command::Measure { photo, set, variant, timing } => {
+            let mut config = set.load()?;
+            config.model.threads = timing.threads.unwrap_or(config.model.threads);
+            let runs = timing.runs.unwrap_or(20);
+            commands::measure(&Job { config, variant, runs, photo })?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -211,11 +211,6 @@ impl ModelSet {
         self.manifest.variants.iter().map(|variant| variant.name.clone()).collect()
     }
 
-    /// The variant that agreement and speed-up are measured against: the first one.
-    pub fn baseline(&self) -> &Variant {
-        &self.manifest.variants[0]
-    }
-
     /// Reads the graph of `variant`, checked against its SHA-256.
     ///
     /// # Errors

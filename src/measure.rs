@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::config;
+use crate::config::Config;
 use crate::event::{Class, Timings, milliseconds};
 use crate::manifest::ModelSet;
 use crate::model::{Engine, Model};
@@ -18,12 +18,10 @@ use crate::pipeline::{Pipeline, Prepared};
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// The model set.
-    pub models: PathBuf,
+    /// Model set, threads and the limits on photos.
+    pub config: Config,
     /// Name of the variant.
     pub variant: String,
-    /// Threads, 0 for one per core.
-    pub threads: usize,
     /// How many inferences are timed, at least 1, after one that is not.
     pub runs: u32,
     /// The photo to classify; noise without one.
@@ -76,30 +74,31 @@ impl Job {
     /// When the process cannot be started or fails; its own message has gone to stderr.
     pub fn spawn(&self) -> Result<Measurement> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("measure").arg("--models").arg(&self.models);
+        let Config { model, file, .. } = &self.config;
+        command.arg("measure").arg("--models").arg(&model.set);
         command.args(["--variant", &self.variant]);
-        command.args(["--threads", &self.threads.to_string()]);
+        command.args(["--threads", &model.threads.to_string()]);
         command.args(["--runs", &self.runs.to_string()]);
         command.args(self.photo.iter());
+        command.args(file.iter().flat_map(|file| ["--config".as_ref(), file.as_os_str()]));
         let output = command.stderr(Stdio::inherit()).output()?;
         ensure!(output.status.success(), "variant '{}' could not be measured", self.variant);
         serde_json::from_slice(&output.stdout).context("unreadable measurement")
     }
 
-    /// Measures in this process, which should have done nothing else before. `source` limits what
-    /// is read of the photo.
+    /// Measures in this process, which should have done nothing else before.
     ///
     /// # Errors
     /// When the set, the variant or the photo cannot be used.
-    pub fn run(&self, source: &config::Source) -> Result<Measurement> {
+    pub fn run(&self) -> Result<Measurement> {
         ensure!(self.runs > 0, "at least one run is needed to measure");
         let start = Instant::now();
-        let set = ModelSet::open(&self.models)?;
-        let engine = Engine::new(self.threads);
+        let set = ModelSet::open(&self.config.model.set)?;
+        let engine = Engine::new(self.config.model.threads);
         let model = Model::load(&set, set.variant(&self.variant)?, &engine)?;
         let loaded = start.elapsed();
 
-        let pipeline = Pipeline::new(&set, source);
+        let pipeline = Pipeline::new(&set, &self.config.source);
         let prepared = match &self.photo {
             Some(path) => {
                 pipeline.prepare(path, model.side).with_context(|| path.display().to_string())?

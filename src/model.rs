@@ -18,6 +18,7 @@ use thiserror::Error;
 use tract_linalg::multithread::{Executor, multithread_tract_scope};
 use tract_onnx::pb::GraphProto;
 use tract_onnx::tract_hir::internal::*;
+use vggd_kernels::Parallel;
 
 use crate::manifest::{ModelSet, SetError, Variant};
 
@@ -74,6 +75,23 @@ impl Engine {
     /// The instruction set that the kernels use.
     pub fn isa(&self) -> vggd_kernels::Isa {
         self.isa
+    }
+}
+
+impl Parallel for Engine {
+    fn threads(&self) -> usize {
+        self.threads()
+    }
+
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        match &self.executor {
+            Executor::MultiThread(pool) => pool.scope(|scope| {
+                for index in 0..tasks {
+                    scope.spawn(move |_| task(index));
+                }
+            }),
+            _ => (0..tasks).for_each(task),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,9 @@ pub enum ClassifyError {
     /// It is damaged, no photo, or too large to decode.
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    /// The decoder gave up in a way that it should not: a defect of this program.
+    #[error("the decoder panicked")]
+    Panicked,
     /// Not the photo but the model is at fault.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -111,10 +115,15 @@ impl Pipeline {
     /// [`ClassifyError`], but never about the model.
     pub fn prepare(&self, path: &Path, side: usize) -> Result<Prepared, ClassifyError> {
         let start = Instant::now();
-        let photo = preprocess::decode(&self.read(path)?, &self.limits)?;
-        let decoded = Instant::now();
-        let input = preprocess::to_input(&photo, side, &self.rule);
-        Ok(Prepared { input, decode: decoded - start, preprocess: decoded.elapsed() })
+        let bytes = self.read(path)?;
+        // A photo is whatever a stranger puts there; it must not take the daemon with it.
+        let prepared = catch_unwind(AssertUnwindSafe(|| {
+            let photo = preprocess::decode(&bytes, &self.limits)?;
+            let decoded = Instant::now();
+            let input = preprocess::to_input(&photo, side, &self.rule);
+            Ok(Prepared { input, decode: decoded - start, preprocess: decoded.elapsed() })
+        }));
+        prepared.unwrap_or(Err(ClassifyError::Panicked))
     }
 
     /// The likeliest classes by their labels.

@@ -17,9 +17,9 @@ use rumqttc::{
 };
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, timeout, timeout_at};
 
-use crate::config::{ConfigError, Mqtt};
+use crate::config::{Config, ConfigError};
 use crate::event::{Failure, Prediction};
 use crate::source::Frame;
 use crate::source::directory::Directory;
@@ -32,6 +32,10 @@ const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long a stop waits for the last acknowledgements.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// The largest packets that come in and go out, in bytes.
+const SMALL: usize = 10 << 10;
+const LARGE: usize = 1 << 20;
 
 /// The pause before the first new attempt, and the longest one.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
@@ -78,7 +82,7 @@ impl Report {
 
 /// Sends reports to the broker, for as long as it takes.
 pub struct Publisher {
-    config: Mqtt,
+    config: Config,
     topic: String,
     client_id: String,
     directory: Arc<Directory>,
@@ -125,21 +129,19 @@ impl From<ConnectionError> for Trouble {
     }
 }
 
-type Acknowledgement = Pin<Box<dyn Future<Output = bool> + Send>>;
-
 impl Publisher {
     /// A publisher of what comes out of `reports`. It stops when `stop` becomes true or `reports`
     /// end.
     pub fn new(
-        config: &Mqtt,
+        config: &Config,
         directory: Arc<Directory>,
         reports: mpsc::Receiver<Report>,
         stop: watch::Receiver<bool>,
     ) -> Self {
         Self {
             config: config.clone(),
-            topic: config.topic(),
-            client_id: config.client_id(),
+            topic: config.mqtt.topic(),
+            client_id: config.mqtt.client_id(),
             directory,
             reports,
             stop,
@@ -160,7 +162,7 @@ impl Publisher {
             if started.elapsed() > PAUSE.1 {
                 pause = PAUSE.0;
             }
-            let broker = format!("{}:{}", self.config.host, self.config.port);
+            let broker = format!("{}:{}", self.config.mqtt.host, self.config.mqtt.port);
             match std::mem::replace(&mut away, true) {
                 false => tracing::warn!(broker, error = %trouble, "no broker, photos wait"),
                 true => tracing::debug!(broker, error = %trouble, ?pause, "still no broker"),
@@ -168,7 +170,7 @@ impl Publisher {
             let jitter = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
             tokio::select! {
                 () = sleep(jitter) => pause = (pause * 2).min(PAUSE.1),
-                _ = self.stop.wait_for(|stop| *stop) => return,
+                () = told(&mut self.stop) => return,
             }
         }
     }
@@ -189,9 +191,9 @@ impl Publisher {
                 Some(Err(error)) => return End::Lost(error.into()),
                 None => return End::Lost(Trouble::Silent),
             },
-            _ = self.stop.wait_for(|stop| *stop) => return End::Stopped,
+            () = told(&mut self.stop) => return End::Stopped,
         }
-        tracing::info!(broker = self.config.host, port = self.config.port, "connected");
+        tracing::info!(broker = self.config.mqtt.host, port = self.config.mqtt.port, "connected");
         *away = false;
         let link = Link { client, topic: self.topic.clone() };
         link.status("online").await;
@@ -205,7 +207,7 @@ impl Publisher {
             report.mark_replayed();
             waiting.push_back(link.send(report).await);
         }
-        let mut ended = false;
+        let (mut ended, mut last_call) = (false, None);
         loop {
             if ended && waiting.is_empty() {
                 link.status("offline").await;
@@ -213,52 +215,67 @@ impl Publisher {
                 timeout(GRACE, connection.recv()).await.ok();
                 return End::Stopped;
             }
+            let room = !ended && waiting.len() < UNACKNOWLEDGED;
             tokio::select! {
+                // What was acknowledged counts, even if the connection is lost at the same moment.
+                biased;
+                heard = front(&mut waiting, last_call) => match heard {
+                    Some(true) => {
+                        waiting.pop_front();
+                        let report = self.pending.pop_front().expect("one pending each");
+                        report.acknowledged(&self.directory);
+                    }
+                    Some(false) => return lost(connection.recv().await),
+                    None => return End::Lost(Trouble::Silent),
+                },
                 signal = connection.recv() => return lost(signal),
-                report = self.reports.recv(), if !ended && waiting.len() < UNACKNOWLEDGED => {
-                    match report {
-                        Some(report) => {
-                            waiting.push_back(link.send(&report).await);
-                            self.pending.push_back(report);
-                        }
-                        None => ended = true,
+                report = self.reports.recv(), if room => match report {
+                    Some(report) => {
+                        waiting.push_back(link.send(&report).await);
+                        self.pending.push_back(report);
                     }
-                }
-                heard = front(&mut waiting, if ended { GRACE } else { ACKNOWLEDGE_WITHIN }) => {
-                    match heard {
-                        Some(true) => {
-                            waiting.pop_front();
-                            let report = self.pending.pop_front().expect("one pending each");
-                            report.acknowledged(&self.directory);
-                        }
-                        Some(false) => return lost(connection.recv().await),
-                        None => return End::Lost(Trouble::Silent),
-                    }
+                    None => ended = true,
+                },
+                () = told(&mut self.stop), if last_call.is_none() => {
+                    last_call = Some(Instant::now() + GRACE);
                 }
             }
         }
     }
 
     fn options(&self) -> Result<MqttOptions, ConfigError> {
-        let broker = Broker::tcp(self.config.host.clone(), self.config.port);
+        let broker = Broker::tcp(self.config.mqtt.host.clone(), self.config.mqtt.port);
         let mut options = MqttOptions::new(self.client_id.clone(), broker);
         let status = format!("{}/status", self.topic);
         options.set_last_will(LastWill::new(status, "offline", QoS::AtLeastOnce, true));
-        options.set_keep_alive(self.config.keep_alive().as_secs() as u16);
+        options.set_keep_alive(self.config.mqtt.keep_alive().as_secs() as u16);
+        options.set_max_packet_size(SMALL, LARGE);
         options.set_inflight(UNACKNOWLEDGED as u16 + 4);
-        if let Some((user, password)) = self.config.login()? {
+        if let Some((user, password)) = self.config.mqtt_login()? {
             options.set_credentials(user, password);
         }
         Ok(options)
     }
 }
 
-/// Whether the oldest message was acknowledged; for ever if there is none, nothing after `limit`.
-async fn front(waiting: &mut VecDeque<Acknowledgement>, limit: Duration) -> Option<bool> {
-    match waiting.front_mut() {
-        Some(acknowledgement) => timeout(limit, acknowledgement).await.ok(),
-        None => std::future::pending().await,
-    }
+/// A message that was sent, and what its acknowledgement will be told by.
+struct Sent {
+    at: Instant,
+    acknowledged: Pin<Box<dyn Future<Output = bool> + Send>>,
+}
+
+/// Whether the oldest message was acknowledged, or nothing when that takes too long or longer than
+/// `last_call`; waits for ever if there is none.
+async fn front(waiting: &mut VecDeque<Sent>, last_call: Option<Instant>) -> Option<bool> {
+    let Some(sent) = waiting.front_mut() else { return std::future::pending().await };
+    let deadline = sent.at + ACKNOWLEDGE_WITHIN;
+    let deadline = last_call.map_or(deadline, |last_call| last_call.min(deadline));
+    timeout_at(deadline.into(), &mut sent.acknowledged).await.ok()
+}
+
+/// Waits until `stop` is true.
+async fn told(stop: &mut watch::Receiver<bool>) {
+    stop.wait_for(|stop| *stop).await.ok();
 }
 
 /// Tells when the connection stands, and when it is lost; then ends.
@@ -279,14 +296,18 @@ struct Link {
 }
 
 impl Link {
-    async fn send(&self, report: &Report) -> Acknowledgement {
+    async fn send(&self, report: &Report) -> Sent {
         let (topic, payload) = report.message();
         let topic = format!("{}/{topic}", self.topic);
         let options = PublishOptions::new(QoS::AtLeastOnce);
-        match self.client.publish_tracked(topic, payload, options).await {
-            Ok(notice) => Box::pin(async { notice.wait_async().await.is_ok() }),
-            Err(_) => Box::pin(async { false }),
-        }
+        let notice = self.client.publish_tracked(topic, payload, options).await;
+        let acknowledged = Box::pin(async {
+            match notice {
+                Ok(notice) => notice.wait_async().await.is_ok(),
+                Err(_) => false,
+            }
+        });
+        Sent { at: Instant::now(), acknowledged }
     }
 
     async fn status(&self, status: &'static str) {

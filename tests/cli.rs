@@ -112,6 +112,7 @@ fn check_names_what_is_wrong_and_exits_with_78() {
         folder.path().join("incoming").display(),
         models().display()
     );
+    fs::create_dir(folder.path().join("incoming")).unwrap();
     let check = |text: &str| {
         fs::write(&file, text).unwrap();
         run(&["check", "--config", file.to_str().unwrap()])
@@ -131,7 +132,7 @@ fn check_names_what_is_wrong_and_exits_with_78() {
         (good.replace("/set", "/none"), vec![&*name, "model.set = ", "manifest.toml"]),
         (
             format!("{good}[mqtt]\nusername = 'u'\npassword_file = '/none'\n"),
-            vec!["mqtt.password_file = '/none'"],
+            vec![&*name, "mqtt.password_file = '/none'"],
         ),
     ];
     for (text, expected) in cases {

@@ -7,12 +7,11 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use tract_linalg::multithread::Executor;
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto};
 use tract_onnx::tract_hir::internal::*;
 use vggd_kernels::layout::{blocked_len, unblock};
-use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Parallel, Tile};
+use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Tile};
 
 use super::Engine;
 use super::op::{Layer, Taken};
@@ -230,23 +229,6 @@ impl Layer for Convolutions {
             length = layer.output_len();
         }
         unblock(self.channels, self.size * self.size, &from[..length], y);
-    }
-}
-
-impl Parallel for Engine {
-    fn threads(&self) -> usize {
-        self.threads()
-    }
-
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        match &self.executor {
-            Executor::MultiThread(pool) => pool.scope(|scope| {
-                for index in 0..tasks {
-                    scope.spawn(move |_| task(index));
-                }
-            }),
-            _ => (0..tasks).for_each(task),
-        }
     }
 }
 

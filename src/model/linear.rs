@@ -5,11 +5,12 @@
 //! reads the graph, because tract would copy the one and widen the other to float32.
 
 use std::collections::HashMap;
+use std::sync::Mutex;
 
-use tract_linalg::multithread::Executor;
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto};
 use tract_onnx::tract_hir::internal::*;
+use vggd_kernels::Parallel;
 use vggd_kernels::linear::{linear_f32, linear_i8b64};
 
 use super::Engine;
@@ -185,14 +186,12 @@ impl Layer for Linear {
     }
 
     fn run(&self, x: &[f32], y: &mut [f32]) {
-        match &self.engine.executor {
-            Executor::MultiThread(pool) => pool.scope(|scope| {
-                for (index, y) in y.chunks_mut(ROWS_PER_TASK).enumerate() {
-                    scope.spawn(move |_| self.run_rows(index * ROWS_PER_TASK, x, y));
-                }
-            }),
-            _ => self.run_rows(0, x, y),
-        }
+        // Each part is locked once, by the one task that writes it.
+        let parts: Vec<_> = y.chunks_mut(ROWS_PER_TASK).map(Mutex::new).collect();
+        self.engine.run(parts.len(), &|index| {
+            let mut part = parts[index].lock().expect("a part has one task");
+            self.run_rows(index * ROWS_PER_TASK, x, &mut part);
+        });
     }
 }
 

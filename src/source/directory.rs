@@ -19,20 +19,23 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel};
 use std::time::{Duration, Instant, SystemTime};
 use std::{fs, io};
 
-use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind, RenameMode};
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use rustix::fs::Access;
 use sha2::{Digest, Sha256};
 
 use super::Frame;
 use crate::config::Afterwards;
+use crate::watch::{self, Change, Watch};
 
 /// How often the folder is listed for what no event told of.
 const RESCAN: Duration = Duration::from_secs(5);
 
+/// A photo that somebody began to write and no event completed counts as complete after resting for
+/// this long: events get lost, and some ways of creating a file end without one.
+const STALLED: Duration = Duration::from_secs(60);
+
 /// What distinguishes one content of a file from another without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
-    device: u64,
     inode: u64,
     length: u64,
     modified: (i64, i64),
@@ -47,7 +50,6 @@ impl Identity {
             Err(error) => return Err(error),
         };
         let identity = Self {
-            device: metadata.dev(),
             inode: metadata.ino(),
             length: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
@@ -63,32 +65,35 @@ pub struct Directory {
     settle: Duration,
     /// Names that are on their way and must not be found again.
     under_way: Mutex<HashSet<OsString>>,
+    /// Photos that are done but could not be moved away: listing the folder passes them over.
+    stuck: Mutex<HashMap<OsString, Identity>>,
     signals: Sender<Signal>,
     inbox: Mutex<Option<Receiver<Signal>>>,
 }
 
 enum Signal {
-    Event(notify::Result<notify::Event>),
-    Found(OsString),
+    Change(Change),
+    /// A photo was replaced while it was under way: list the folder.
+    Replaced,
     Stop,
 }
 
 impl Directory {
-    /// The folder at `path`, which is created if it is missing.
+    /// The folder at `path`.
     ///
     /// # Errors
-    /// When it cannot be created or is not a folder.
+    /// When it is missing or no folder, or photos could not be moved out of it.
     pub fn open(path: &Path, afterwards: Afterwards, settle: Duration) -> io::Result<Self> {
-        fs::create_dir_all(path)?;
         fs::read_dir(path)?;
-        // Events name absolute paths.
-        let path = path.canonicalize()?;
+        rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK)?;
         let (signals, inbox) = channel();
         Ok(Self {
-            path,
+            // Changes name absolute paths.
+            path: path.canonicalize()?,
             afterwards,
             settle,
             under_way: Mutex::default(),
+            stuck: Mutex::default(),
             signals,
             inbox: Mutex::new(Some(inbox)),
         })
@@ -103,51 +108,37 @@ impl Directory {
     pub fn run(&self, handoff: &SyncSender<Frame>) {
         let inbox = self.inbox.lock().unwrap().take();
         let inbox = inbox.expect("a directory is watched once");
-        let mut watch = Watch {
+        let mut finder = Finder {
             directory: self,
-            watcher: None,
+            watch: None,
             queue: VecDeque::new(),
             writing: HashSet::new(),
             resting: HashMap::new(),
-            lost: false,
+            next_scan: Instant::now(),
+            trouble: None,
         };
-        let mut next_scan = Instant::now();
         loop {
-            if Instant::now() >= next_scan {
-                next_scan = Instant::now() + watch.scan();
-            }
-            let wait = match watch.queue.is_empty() {
-                true => next_scan.saturating_duration_since(Instant::now()),
-                false => Duration::ZERO,
-            };
-            match inbox.recv_timeout(wait) {
-                Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(Signal::Found(name)) => watch.complete(name, Instant::now()),
-                Ok(Signal::Event(event)) => {
-                    if watch.hear(event) == Heard::Overflow {
-                        next_scan = Instant::now();
-                    }
-                    continue;
+            // All that is known must be heard before the folder is listed or a photo is taken: a
+            // photo that somebody began to write looks complete until then.
+            loop {
+                match inbox.recv_timeout(finder.idle()) {
+                    Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                    Ok(Signal::Change(change)) => finder.hear(change),
+                    Ok(Signal::Replaced) => finder.next_scan = Instant::now(),
+                    Err(RecvTimeoutError::Timeout) => break,
                 }
-                Err(RecvTimeoutError::Timeout) => {}
             }
-            if let Some((name, found_at)) = watch.queue.pop_front()
+            if Instant::now() >= finder.next_scan {
+                finder.scan();
+                continue;
+            }
+            if let Some((name, found_at)) = finder.queue.pop_front()
                 && let Some(frame) = self.frame(&name, found_at)
                 && handoff.send(frame).is_err()
             {
                 return;
             }
         }
-    }
-
-    /// Whether photos can be moved out of the folder.
-    ///
-    /// # Errors
-    /// When nothing can be created in it.
-    pub fn check_writable(&self) -> io::Result<()> {
-        let probe = self.path.join(".vggd-check");
-        fs::create_dir(&probe)?;
-        fs::remove_dir(&probe)
     }
 
     /// Makes [`run`](Self::run) return.
@@ -159,7 +150,7 @@ impl Directory {
     ///
     /// # Errors
     /// When it cannot be moved or removed; it then stays where it is, and is not classified again
-    /// before the next start.
+    /// before it changes or the daemon starts anew.
     pub fn finish(&self, frame: &Frame) -> io::Result<()> {
         self.conclude(frame, |directory, path| match directory.afterwards {
             Afterwards::Archive => directory.move_to("done", path).map(drop),
@@ -186,16 +177,20 @@ impl Directory {
         what: impl FnOnce(&Self, &Path) -> io::Result<()>,
     ) -> io::Result<()> {
         let name = frame.path.file_name().expect("a photo has a name").to_owned();
-        let found = Identity::of(&frame.path)?;
-        let unchanged = found.is_some_and(|(identity, _)| identity == frame.identity);
-        if unchanged {
-            what(self, &frame.path)?;
+        let now = || Some(Identity::of(&frame.path).ok()??.0);
+        let result = match now() == Some(frame.identity) {
+            true => what(self, &frame.path),
+            false => Ok(()),
+        };
+        let left = now();
+        if left == Some(frame.identity) {
+            self.stuck.lock().unwrap().insert(name.clone(), frame.identity);
         }
         self.under_way.lock().unwrap().remove(&name);
-        if !unchanged {
-            self.signals.send(Signal::Found(name)).ok();
+        if left.is_some_and(|identity| identity != frame.identity) {
+            self.signals.send(Signal::Replaced).ok();
         }
-        Ok(())
+        result
     }
 
     fn move_to(&self, folder: &str, path: &Path) -> io::Result<PathBuf> {
@@ -235,7 +230,7 @@ impl Directory {
         };
         let mut digest = Sha256::new();
         digest.update(name.as_bytes());
-        for part in [identity.device, identity.inode, identity.length] {
+        for part in [identity.inode, identity.length] {
             digest.update(part.to_le_bytes());
         }
         digest.update(identity.modified.0.to_le_bytes());
@@ -252,146 +247,134 @@ impl Directory {
     }
 }
 
-#[derive(PartialEq)]
-enum Heard {
-    Enough,
-    Overflow,
-}
-
 /// What the watching thread knows.
-struct Watch<'a> {
+struct Finder<'a> {
     directory: &'a Directory,
-    watcher: Option<RecommendedWatcher>,
+    watch: Option<Watch>,
     /// Complete photos and since when.
     queue: VecDeque<(OsString, Instant)>,
-    /// Names that somebody is writing: an event will tell when they are complete.
+    /// Names that somebody is writing: a change will tell when they are complete.
     writing: HashSet<OsString>,
-    /// Photos that no event told of, as they were when last seen.
+    /// Photos that no change completed, as they were when last seen.
     resting: HashMap<OsString, (Identity, Instant)>,
-    /// Whether the folder could not be read last time.
-    lost: bool,
+    next_scan: Instant,
+    /// Why the folder cannot be watched or listed, as last said.
+    trouble: Option<String>,
 }
 
-impl Watch<'_> {
-    fn hear(&mut self, event: notify::Result<notify::Event>) -> Heard {
-        let event = match event {
-            Ok(event) if event.need_rescan() => return Heard::Overflow,
-            Ok(event) => event,
-            Err(error) => {
-                tracing::warn!(%error, "watching the folder failed, it is listed instead");
-                self.watcher = None;
-                return Heard::Overflow;
+impl Finder<'_> {
+    /// How long there is nothing to do unless something happens.
+    fn idle(&self) -> Duration {
+        match self.queue.is_empty() {
+            true => self.next_scan.saturating_duration_since(Instant::now()),
+            false => Duration::ZERO,
+        }
+    }
+
+    fn hear(&mut self, change: Change) {
+        match change {
+            Change::Complete(name) => self.complete(name, Instant::now()),
+            Change::Begun(name) => {
+                // A link is whole from the start; nobody closes it.
+                let path = self.directory.path.join(&name);
+                match path.symlink_metadata().is_ok_and(|m| m.nlink() > 1 || m.is_symlink()) {
+                    true => self.complete(name, Instant::now()),
+                    false => drop(self.writing.insert(name)),
+                }
             }
-        };
-        for path in &event.paths {
-            if path.parent() != Some(&self.directory.path) {
-                continue;
-            }
-            let Some(name) = path.file_name().map(OsStr::to_owned) else {
-                continue;
-            };
-            match event.kind {
-                EventKind::Access(AccessKind::Close(AccessMode::Write))
-                | EventKind::Modify(ModifyKind::Name(RenameMode::To)) => {
-                    self.writing.remove(&name);
-                    self.complete(name, Instant::now());
-                }
-                EventKind::Create(CreateKind::File) => {
-                    let linked =
-                        path.symlink_metadata().is_ok_and(|m| m.nlink() > 1 || m.is_symlink());
-                    match linked {
-                        true => self.complete(name, Instant::now()),
-                        false => drop(self.writing.insert(name)),
-                    }
-                }
-                EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(RenameMode::From)) => {
-                    self.writing.remove(&name);
-                }
-                _ => {}
+            Change::Gone(name) => drop(self.writing.remove(&name)),
+            Change::Missed(why) => {
+                tracing::warn!(why, "changes were missed, listing the folder");
+                self.watch = None;
+                self.next_scan = Instant::now();
             }
         }
-        Heard::Enough
     }
 
     fn complete(&mut self, name: OsString, found_at: Instant) {
+        self.writing.remove(&name);
         self.resting.remove(&name);
         if wanted(&name) && self.directory.under_way.lock().unwrap().insert(name.clone()) {
             self.queue.push_back((name, found_at));
         }
     }
 
-    /// Lists the folder for photos that no event told of. Returns when to look again.
-    fn scan(&mut self) -> Duration {
-        match self.try_scan() {
-            Ok(pause) => {
-                if std::mem::take(&mut self.lost) {
-                    tracing::info!(path = %self.directory.path.display(), "folder is back");
-                }
-                pause
-            }
+    /// Lists the folder for photos that no change told of, and says once what is in the way.
+    fn scan(&mut self) {
+        let (pause, trouble) = match self.try_scan() {
+            Ok((pause, trouble)) => (pause, trouble),
             Err(error) => {
-                if !std::mem::replace(&mut self.lost, true) {
-                    tracing::error!(path = %self.directory.path.display(), %error, "cannot list folder");
-                }
-                self.watcher = None;
-                RESCAN
+                self.watch = None;
+                (RESCAN, Some(format!("cannot list: {error}")))
             }
+        };
+        self.next_scan = Instant::now() + pause;
+        if trouble != self.trouble {
+            let path = self.directory.path.display();
+            match &trouble {
+                Some(trouble) => tracing::error!(%path, trouble, "folder"),
+                None => tracing::info!(%path, "folder is watched again"),
+            }
+            self.trouble = trouble;
         }
+        tracing::trace!("folder listed");
     }
 
-    fn try_scan(&mut self) -> io::Result<Duration> {
-        if self.watcher.is_none() {
+    /// Returns when to look again, and why the folder cannot be watched, if it cannot.
+    fn try_scan(&mut self) -> io::Result<(Duration, Option<String>)> {
+        let mut trouble = None;
+        if self.watch.is_none() {
             self.writing.clear();
-            self.watcher = self.watch();
+            let signals = self.directory.signals.clone();
+            let hear = move |change| drop(signals.send(Signal::Change(change)));
+            match watch::folder(&self.directory.path, hear) {
+                Ok(watch) => self.watch = Some(watch),
+                Err(error) => trouble = Some(format!("cannot watch: {error}")),
+            }
         }
         let mut found = Vec::new();
-        let mut seen = HashMap::new();
+        let mut resting = HashMap::new();
+        let mut pause = RESCAN;
         let (now, clock) = (Instant::now(), SystemTime::now());
         for entry in fs::read_dir(&self.directory.path)? {
             let name = entry?.file_name();
-            let known = self.directory.under_way.lock().unwrap().contains(&name);
-            if known || self.writing.contains(&name) || !wanted(&name) {
+            if !wanted(&name) || self.directory.under_way.lock().unwrap().contains(&name) {
                 continue;
             }
             let Ok(Some((identity, metadata))) = Identity::of(&self.directory.path.join(&name))
             else {
                 continue;
             };
+            if self.directory.stuck.lock().unwrap().get(&name) == Some(&identity) {
+                continue;
+            }
             let since = match self.resting.get(&name) {
                 Some((before, since)) if *before == identity => *since,
                 _ => now,
             };
             let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            let age = clock.duration_since(modified).unwrap_or_default();
-            match age.max(now - since) >= self.directory.settle {
+            let complete = match self.writing.contains(&name) {
+                true => now - since >= STALLED,
+                false => {
+                    let age = clock.duration_since(modified).unwrap_or_default();
+                    let settled = age.max(now - since) >= self.directory.settle;
+                    if !settled {
+                        pause = self.directory.settle.clamp(Duration::from_millis(10), pause);
+                    }
+                    settled
+                }
+            };
+            match complete {
                 true => found.push((modified, name)),
-                false => drop(seen.insert(name, (identity, since))),
+                false => drop(resting.insert(name, (identity, since))),
             }
         }
-        let pause = match seen.is_empty() {
-            true => RESCAN,
-            false => RESCAN.min(self.directory.settle).max(Duration::from_millis(10)),
-        };
-        self.resting = seen;
+        self.resting = resting;
         found.sort();
         for (_, name) in found {
             self.complete(name, now);
         }
-        Ok(pause)
-    }
-
-    fn watch(&self) -> Option<RecommendedWatcher> {
-        let signals = self.directory.signals.clone();
-        let hear = move |event| drop(signals.send(Signal::Event(event)));
-        let watcher = notify::recommended_watcher(hear).and_then(|mut watcher| {
-            watcher.watch(&self.directory.path, RecursiveMode::NonRecursive)?;
-            Ok(watcher)
-        });
-        watcher
-            .inspect_err(
-                |error| tracing::warn!(%error, "cannot watch the folder, it is listed instead"),
-            )
-            .ok()
+        Ok((pause, trouble))
     }
 }
 

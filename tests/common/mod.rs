@@ -12,6 +12,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -72,9 +73,16 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Reserves a port without listening there.
+    /// A port that nobody listens at, and that the system gives to nobody else.
     pub fn absent() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let first = (std::process::id() as u16).wrapping_mul(64);
+        let port = loop {
+            let port = 10_000 + (first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed))) % 20_000;
+            if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+                break port;
+            }
+        };
         Self { port, folder: tempfile::tempdir().unwrap(), child: None }
     }
 
@@ -228,7 +236,7 @@ impl Daemon {
             "[source]\ndirectory = 'incoming'\nsettle_ms = 200\n{more}\n\
              [model]\nset = '{}'\nvariant = '{variant}'\nthreads = 1\n\
              [mqtt]\nhost = '127.0.0.1'\nport = {port}\ntopic = 'vggd/test'\n\
-             [log]\nlevel = 'debug'\n",
+             [log]\nlevel = 'trace'\n",
             models().display(),
         );
         fs::write(self.config(), text).unwrap();
@@ -328,8 +336,10 @@ impl Drop for Daemon {
 /// The real binary, with nothing of the environment that would configure it.
 pub fn vggd() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vggd"));
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("VGGD__")) {
-        command.env_remove(name);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("VGGD__") {
+            command.env_remove(name);
+        }
     }
     command.env_remove("RUST_LOG").env_remove("JOURNAL_STREAM");
     command
