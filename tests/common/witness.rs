@@ -10,7 +10,10 @@ pub fn python(modules: &str) -> Option<PathBuf> {
     let python = PathBuf::from(std::env::var_os("VGGD_PYTHON").unwrap_or("python3".into()));
     let reason = match Command::new(&python).args(["-c", &format!("import {modules}")]).output() {
         Ok(output) if output.status.success() => return Some(python),
-        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Ok(output) => {
+            let trace = String::from_utf8_lossy(&output.stderr).into_owned();
+            trace.lines().last().unwrap_or_default().to_owned()
+        }
         Err(error) => error.to_string(),
     };
     let python = python.display();
