@@ -68,7 +68,9 @@ pub struct Directory {
     /// Photos that are done but could not be moved away: listing the folder passes them over.
     stuck: Mutex<HashMap<OsString, Identity>>,
     signals: Sender<Signal>,
-    inbox: Mutex<Option<Receiver<Signal>>>,
+    /// What [`run`](Self::run) takes: the folder is watched from the start, so that nothing that
+    /// happens before the thread runs is missed.
+    watched: Mutex<Option<(Receiver<Signal>, Option<Watch>)>>,
 }
 
 enum Signal {
@@ -79,7 +81,7 @@ enum Signal {
 }
 
 impl Directory {
-    /// The folder at `path`.
+    /// The folder at `path`, watched from now on.
     ///
     /// # Errors
     /// When it is missing or no folder, or photos could not be moved out of it.
@@ -87,15 +89,18 @@ impl Directory {
         fs::read_dir(path)?;
         rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK)?;
         let (signals, inbox) = channel();
+        // Changes name absolute paths.
+        let path = path.canonicalize()?;
+        // If this fails, the first listing says so.
+        let watch = watch_folder(&path, &signals).ok();
         Ok(Self {
-            // Changes name absolute paths.
-            path: path.canonicalize()?,
+            path,
             afterwards,
             settle,
             under_way: Mutex::default(),
             stuck: Mutex::default(),
             signals,
-            inbox: Mutex::new(Some(inbox)),
+            watched: Mutex::new(Some((inbox, watch))),
         })
     }
 
@@ -106,11 +111,11 @@ impl Directory {
     /// # Panics
     /// When called twice.
     pub fn run(&self, handoff: &SyncSender<Frame>) {
-        let inbox = self.inbox.lock().unwrap().take();
-        let inbox = inbox.expect("a directory is watched once");
+        let watched = self.watched.lock().unwrap().take();
+        let (inbox, watch) = watched.expect("a directory is watched once");
         let mut finder = Finder {
             directory: self,
-            watch: None,
+            watch,
             queue: VecDeque::new(),
             writing: HashSet::new(),
             resting: HashMap::new(),
@@ -325,9 +330,7 @@ impl Finder<'_> {
         let mut trouble = None;
         if self.watch.is_none() {
             self.writing.clear();
-            let signals = self.directory.signals.clone();
-            let hear = move |change| drop(signals.send(Signal::Change(change)));
-            match watch::folder(&self.directory.path, hear) {
+            match watch_folder(&self.directory.path, &self.directory.signals) {
                 Ok(watch) => self.watch = Some(watch),
                 Err(error) => trouble = Some(format!("cannot watch: {error}")),
             }
@@ -376,6 +379,11 @@ impl Finder<'_> {
         }
         Ok((pause, trouble))
     }
+}
+
+fn watch_folder(path: &Path, signals: &Sender<Signal>) -> Result<Watch, String> {
+    let signals = signals.clone();
+    watch::folder(path, move |change| drop(signals.send(Signal::Change(change))))
 }
 
 fn wanted(name: &OsStr) -> bool {
