@@ -69,21 +69,28 @@ struct Step<'a> {
 /// The convolutions that follow each other from the input on. What lies between two of them is read
 /// by nobody else.
 fn steps(graph: &GraphProto) -> Vec<Step<'_>> {
-    let reader = |name: &str, operator: &str, plain: fn(&AttributeProto) -> bool| {
-        let mut readers = graph.node.iter().filter(|node| node.input.iter().any(|i| i == name));
-        let node = readers.next()?;
-        let fits = node.op_type == operator && node.attribute.iter().all(plain);
-        (fits && readers.next().is_none()).then_some(node)
-    };
+    // Without pads a Conv has none, and without strides a MaxPool has stride 1.
+    let reader =
+        |name: &str, operator: &str, needed: &[&str], plain: fn(&AttributeProto) -> bool| {
+            let mut readers = graph.node.iter().filter(|node| node.input.iter().any(|i| i == name));
+            let node = readers.next()?;
+            let has =
+                |needed: &&str| node.attribute.iter().any(|attribute| attribute.name == **needed);
+            let fits = node.op_type == operator
+                && needed.iter().all(has)
+                && node.attribute.iter().all(plain)
+                && readers.next().is_none();
+            fits.then_some(node)
+        };
     let mut steps = Vec::new();
     let mut at = graph.input.first().map_or("", |input| input.name.as_str());
-    while let Some(node) = reader(at, "Conv", is_3x3) {
+    while let Some(node) = reader(at, "Conv", &["pads"], is_3x3) {
         let mut step = Step { node, fuse: Fuse::default(), output: &node.output[0] };
-        if let Some(relu) = reader(step.output, "Relu", |_| false) {
+        if let Some(relu) = reader(step.output, "Relu", &[], |_| false) {
             step.fuse.relu = true;
             step.output = &relu.output[0];
         }
-        if let Some(pool) = reader(step.output, "MaxPool", is_2x2) {
+        if let Some(pool) = reader(step.output, "MaxPool", &["strides"], is_2x2) {
             step.fuse.pool = true;
             step.output = &pool.output[0];
         }
@@ -128,15 +135,11 @@ fn parameters(
     node: &NodeProto,
     files: &mut Files,
 ) -> TractResult<Option<Parameters>> {
-    // Attributes that are left out would mean no padding and, for strides, 1.
-    let padded = node.attribute.iter().any(|attribute| attribute.name == "pads");
     let tensor = |index: usize| {
         let name = node.input.get(index)?;
         graph.initializer.iter().find(|tensor| tensor.name == *name)
     };
-    let (Some(weights), Some(bias), true) = (tensor(1), tensor(2), padded) else {
-        return Ok(None);
-    };
+    let (Some(weights), Some(bias)) = (tensor(1), tensor(2)) else { return Ok(None) };
     let &[out, inner, 3, 3] = &*weights.dims else { return Ok(None) };
     if *bias.dims != [out] {
         return Ok(None);
@@ -182,7 +185,6 @@ impl Winograd {
 }
 
 /// Two activations, of which each layer reads one and writes the other, and scratch memory.
-#[derive(Default)]
 struct Buffers {
     activations: [Vec<f32>; 2],
     scratch: Vec<f32>,
