@@ -139,8 +139,11 @@ impl Set {
         }
     }
 
-    fn load(&self) -> Result<Config, ConfigError> {
-        self.options().load()
+    /// The configuration, with `threads` in place of the configured ones if they are given.
+    fn load(&self, threads: Option<usize>) -> Result<Config, ConfigError> {
+        let mut config = self.options().load()?;
+        config.model.threads = threads.unwrap_or(config.model.threads);
+        Ok(config)
     }
 }
 
@@ -162,25 +165,21 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run { set } => daemon::run(&set.options())?,
         Command::Classify { photos, set, variant, threads, json } => {
-            let mut config = set.load()?;
-            config.model.threads = threads.unwrap_or(config.model.threads);
+            let config = set.load(threads)?;
             return commands::classify(&config, variant.as_deref(), &photos, json);
         }
         Command::Compare { photo, set, timing, json } => {
-            let mut config = set.load()?;
-            config.model.threads = timing.threads.unwrap_or(config.model.threads);
+            let config = set.load(timing.threads)?;
             commands::compare(&config, &photo, timing.runs.unwrap_or(5), json)?;
         }
         Command::Bench { set, variant, photo, timing, json } => {
-            let mut config = set.load()?;
-            config.model.threads = timing.threads.unwrap_or(config.model.threads);
+            let config = set.load(timing.threads)?;
             commands::bench(&config, variant, photo, timing.runs.unwrap_or(20), json)?;
         }
-        Command::Check { set } => commands::check(&set.load()?)?,
+        Command::Check { set } => commands::check(&set.load(None)?)?,
         Command::Defaults => print!("{}", config::DEFAULT),
         Command::Measure { photo, set, variant, timing } => {
-            let mut config = set.load()?;
-            config.model.threads = timing.threads.unwrap_or(config.model.threads);
+            let config = set.load(timing.threads)?;
             let runs = timing.runs.unwrap_or(20);
             commands::measure(&Job { config, variant, runs, photo })?;
         }
