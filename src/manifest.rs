@@ -98,6 +98,26 @@ pub struct Variant {
     /// Share of photos whose first answer equals the baseline's, 0..1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agreement: Option<f64>,
+    /// Mean Kullback-Leibler divergence of its answers from the baseline's, in nats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub divergence: Option<f64>,
+    /// How it was made, for the program that makes sets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<Recipe>,
+}
+
+/// What a variant is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Digest of the network as float32, and of all that was done to get it.
+    pub network: String,
+    /// How the convolutions are stored: `float32`, `float16` or `int8`.
+    pub convolutions: String,
+    /// How the linear layers are stored.
+    pub linears: String,
+    /// Digest of the calibration photos, where the form depends on them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub photos: Option<String>,
 }
 
 impl Variant {

@@ -24,28 +24,37 @@ impl Bar {
             flag::register_conditional_default(*signal, Arc::clone(&stop))?;
             flag::register(*signal, Arc::clone(&stop))?;
         }
-        let style = "{bar:30} {decimal_bytes:>9} of {decimal_total_bytes}  {eta:>3} left  {msg}";
-        let style = ProgressStyle::with_template(style).expect("the template is constant");
-        let bar = ProgressBar::no_length().with_style(style);
-        Ok(Self { bar, stop })
+        Ok(Self { bar: ProgressBar::no_length(), stop })
     }
 
     pub(crate) fn clear(&self) {
         self.bar.finish_and_clear();
     }
+
+    fn start(&self, total: u64, template: &str) {
+        let style = ProgressStyle::with_template(template).expect("the template is constant");
+        self.bar.reset();
+        self.bar.set_style(style);
+        self.bar.set_length(total);
+    }
 }
 
 impl Progress for Bar {
     fn begin(&mut self, bytes: u64) {
-        self.bar.set_length(bytes);
+        let style = "{bar:30} {decimal_bytes:>9} of {decimal_total_bytes}  {eta:>3} left  {msg}";
+        self.start(bytes, style);
+    }
+
+    fn count(&mut self, things: u64) {
+        self.start(things, "{bar:30} {percent:>3} %  {eta:>3} left  {msg}");
     }
 
     fn now(&mut self, what: &str) {
         self.bar.set_message(what.to_owned());
     }
 
-    fn advance(&mut self, bytes: u64) -> Result<(), Interrupted> {
-        self.bar.inc(bytes);
+    fn advance(&mut self, done: u64) -> Result<(), Interrupted> {
+        self.bar.inc(done);
         if self.stop.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
     }
 }

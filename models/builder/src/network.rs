@@ -1,9 +1,12 @@
 //! One trained VGG-19: its weights, checked against the topology.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use thiserror::Error;
 
+use crate::batch_norm::{self, BatchNorm};
 use crate::progress::{Interrupted, Progress};
-use crate::source::{Source, TypeError};
+use crate::source::{self, Source, TypeError};
 use crate::tensor::Tensor;
 use crate::topology::{CONVOLUTIONS, LINEARS, POOLED_SIDE, Topology};
 
@@ -33,8 +36,7 @@ pub struct Layer<'a> {
 pub enum NetworkError {
     /// It is another network, or names differ from torchvision's.
     #[error(
-        "tensor '{name}' is missing among the {found} tensors: this is not torchvision's VGG-19 \
-         (without batch norm)"
+        "tensor '{name}' is missing among the {found} tensors: this is not torchvision's VGG-19"
     )]
     Missing {
         /// The tensor looked for.
@@ -43,9 +45,9 @@ pub enum NetworkError {
         found: usize,
     },
     /// It is another network, or layers do not fit each other.
-    #[error("tensor '{name}' has shape {found:?}, expected {expected}")]
+    #[error("tensor {name} has shape {found:?}, expected {expected}: this is another network")]
     Shape {
-        /// The tensor.
+        /// The tensor, as [`Source::title`] gives it.
         name: String,
         /// Its shape.
         found: Vec<usize>,
@@ -53,9 +55,9 @@ pub enum NetworkError {
         expected: String,
     },
     /// It is another network, with more layers than VGG-19.
-    #[error("tensor '{name}' is none of VGG-19's: this is another network, or has batch norm")]
+    #[error("tensor {name} is none of VGG-19's: this is another network")]
     Unexpected {
-        /// The first tensor that is too many.
+        /// The first tensor that is too many, as [`Source::title`] gives it.
         name: String,
     },
     /// Numbers are of a type that weights do not have: convert the file.
@@ -78,28 +80,36 @@ pub enum NetworkError {
 
 impl<'a> Network<'a> {
     /// Finds the layers in `source` by torchvision's names. Reads shapes, not weights: for those
-    /// see [`check_finite`](Self::check_finite).
+    /// see [`check_finite`](Self::check_finite). Batch norms, if there are any, are folded into the
+    /// convolutions before them, which are then in memory.
     ///
     /// # Errors
     /// [`NetworkError`] for the first tensor, in the order of the layers, that does not fit.
     pub fn read(source: &'a Source) -> Result<Self, NetworkError> {
+        let mut reader = Reader { source, read: BTreeSet::new() };
         let mut network = Self { convolutions: Vec::new(), linears: Vec::new() };
+        let is_normalized = batch_norm::is_in(source);
         let mut channels = 3;
-        for index in CONVOLUTIONS {
+        for (i, index) in CONVOLUTIONS.into_iter().enumerate() {
             let expected = [None, Some(channels), Some(3), Some(3)];
-            let layer = layer(source, format!("features.{index}"), &expected)?;
+            let name = format!("features.{index}");
+            let layer = if is_normalized {
+                reader.normalized(i, name, &expected)?
+            } else {
+                reader.layer(name, &expected)?
+            };
             channels = layer.outputs();
             network.convolutions.push(layer);
         }
         let mut inputs = channels * POOLED_SIDE * POOLED_SIDE;
         for index in LINEARS {
             let expected = [None, Some(inputs)];
-            let layer = layer(source, format!("classifier.{index}"), &expected)?;
+            let layer = reader.layer(format!("classifier.{index}"), &expected)?;
             inputs = layer.outputs();
             network.linears.push(layer);
         }
-        match source.names().find(|name| !network.has(name)) {
-            Some(name) => Err(NetworkError::Unexpected { name: name.into() }),
+        match source.names().find(|name| !reader.read.contains(*name)) {
+            Some(name) => Err(NetworkError::Unexpected { name: source.title(name) }),
             None => Ok(network),
         }
     }
@@ -107,6 +117,15 @@ impl<'a> Network<'a> {
     /// All layers in the order of computation.
     pub fn layers(&self) -> impl Iterator<Item = &Layer<'a>> {
         self.convolutions.iter().chain(&self.linears)
+    }
+
+    /// All tensors by torchvision's names.
+    pub fn tensors(&self) -> BTreeMap<String, Tensor<'a>> {
+        let of = |layer: &Layer<'a>| {
+            let name = |part| format!("{}.{part}", layer.name);
+            [(name("weight"), layer.weight.clone()), (name("bias"), layer.bias.clone())]
+        };
+        self.layers().flat_map(of).collect()
     }
 
     /// The widths.
@@ -140,12 +159,6 @@ impl<'a> Network<'a> {
         }
         Ok(())
     }
-
-    fn has(&self, tensor: &str) -> bool {
-        self.layers().any(|layer| {
-            tensor.strip_prefix(&layer.name).is_some_and(|part| matches!(part, ".weight" | ".bias"))
-        })
-    }
 }
 
 impl Layer<'_> {
@@ -155,40 +168,82 @@ impl Layer<'_> {
     }
 }
 
-fn layer<'a>(
+/// A source, and which of its tensors were read.
+struct Reader<'a> {
     source: &'a Source,
-    name: String,
-    expected: &[Option<usize>],
-) -> Result<Layer<'a>, NetworkError> {
-    let weight = tensor(source, format!("{name}.weight"), expected)?;
-    let bias = tensor(source, format!("{name}.bias"), &[Some(weight.shape()[0])])?;
-    Ok(Layer { name, weight, bias })
+    read: BTreeSet<String>,
 }
 
-fn tensor<'a>(
-    source: &'a Source,
-    name: String,
-    expected: &[Option<usize>],
-) -> Result<Tensor<'a>, NetworkError> {
-    let Some(tensor) = source.tensor(&name)? else {
-        let found = source.names().count();
-        return Err(NetworkError::Missing { name, found });
-    };
-    let shape = tensor.shape();
-    let fits = shape.len() == expected.len()
-        && (shape.iter().zip(expected)).all(|(&found, expected)| match expected {
-            Some(expected) => found == *expected,
-            None => found > 0,
-        });
-    if fits {
-        return Ok(tensor);
+impl<'a> Reader<'a> {
+    fn layer(
+        &mut self,
+        name: String,
+        expected: &[Option<usize>],
+    ) -> Result<Layer<'a>, NetworkError> {
+        let weight = self.tensor(format!("{name}.weight"), expected)?;
+        let bias = self.tensor(format!("{name}.bias"), &[Some(weight.shape()[0])])?;
+        Ok(Layer { name, weight, bias })
     }
-    let expected: Vec<String> = (expected.iter())
-        .map(|length| length.map_or("any".to_owned(), |length| length.to_string()))
-        .collect();
-    Err(NetworkError::Shape {
-        name,
-        found: shape.to_owned(),
-        expected: format!("[{}]", expected.join(", ")),
-    })
+
+    /// Convolution number `i` with the batch norm behind it folded in.
+    fn normalized(
+        &mut self,
+        i: usize,
+        name: String,
+        expected: &[Option<usize>],
+    ) -> Result<Layer<'a>, NetworkError> {
+        let [convolution, norm] = batch_norm::modules(i).map(|index| format!("features.{index}"));
+        let weight = self.tensor(format!("{convolution}.weight"), expected)?;
+        let per_channel = [Some(weight.shape()[0])];
+        let bias = self.optional(format!("{convolution}.bias"), &per_channel)?;
+        let mut parameter = |part| self.tensor(format!("{norm}.{part}"), &per_channel);
+        let parameters = BatchNorm {
+            scale: parameter("weight")?,
+            shift: parameter("bias")?,
+            mean: parameter("running_mean")?,
+            variance: parameter("running_var")?,
+        };
+        let epsilon = self.optional(format!("{norm}.{}", source::EPSILON), &[Some(1)])?;
+        self.read.insert(format!("{norm}.num_batches_tracked"));
+        Ok(parameters.fold(name, &weight, bias.as_ref(), epsilon.as_ref()))
+    }
+
+    fn tensor(
+        &mut self,
+        name: String,
+        expected: &[Option<usize>],
+    ) -> Result<Tensor<'a>, NetworkError> {
+        match self.optional(name.clone(), expected)? {
+            Some(tensor) => Ok(tensor),
+            None => Err(NetworkError::Missing { name, found: self.source.names().count() }),
+        }
+    }
+
+    fn optional(
+        &mut self,
+        name: String,
+        expected: &[Option<usize>],
+    ) -> Result<Option<Tensor<'a>>, NetworkError> {
+        let Some(tensor) = self.source.tensor(&name)? else {
+            return Ok(None);
+        };
+        let shape = tensor.shape();
+        let fits = shape.len() == expected.len()
+            && (shape.iter().zip(expected)).all(|(&found, expected)| match expected {
+                Some(expected) => found == *expected,
+                None => found > 0,
+            });
+        if fits {
+            self.read.insert(name);
+            return Ok(Some(tensor));
+        }
+        let expected: Vec<String> = (expected.iter())
+            .map(|length| length.map_or("any".to_owned(), |length| length.to_string()))
+            .collect();
+        Err(NetworkError::Shape {
+            name: self.source.title(&name),
+            found: shape.to_owned(),
+            expected: format!("[{}]", expected.join(", ")),
+        })
+    }
 }

@@ -10,7 +10,14 @@
 //! ```
 //!
 //! which is a scale per row and 64 columns without the blocked DequantizeLinear of opset 21, that
-//! few runtimes know.
+//! few runtimes know. Half-precision weights go through a `Cast` to float32. Between int8
+//! convolutions flow bytes:
+//!
+//! ```text
+//! input - QuantizeLinear - QLinearConv - [MaxPool] - QLinearConv … - DequantizeLinear - Flatten
+//! ```
+//!
+//! where the zero of the outputs is byte 0, so that QLinearConv cuts off what a ReLU would.
 
 use prost::Message;
 use tract_onnx::pb::attribute_proto::AttributeType;
@@ -21,7 +28,8 @@ use tract_onnx::pb::{
     TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
 };
 
-use crate::parts::{Convolution, LinearWeight};
+use crate::calibrate::Scale;
+use crate::parts::{Convolution, FloatWeight, LinearWeight};
 use crate::tensor::Element;
 use crate::topology::{CONVOLUTIONS, LINEARS, POOLED};
 use crate::weights::External;
@@ -60,7 +68,17 @@ impl Graph {
         let classes = self.linears[2].bias.shape[0];
         let mut body = Body { value: "input".to_owned(), ..Body::default() };
         for (layer, index) in self.convolutions.iter().zip(CONVOLUTIONS) {
-            body.convolution(index, layer);
+            match layer {
+                Convolution::Float { weight, bias } => body.convolution(index, weight, bias),
+                Convolution::Int8 { .. } => body.integer_convolution(index, layer),
+            }
+            if POOLED.contains(&index) {
+                body.pool(index);
+            }
+        }
+        if let Some(Convolution::Int8 { output, .. }) = self.convolutions.last() {
+            let parameters = body.scale("features", *output);
+            body.chain("DequantizeLinear", "dequantize".to_owned(), &parameters, vec![]);
         }
         body.flatten();
         for (layer, index) in self.linears.iter().zip(LINEARS) {
@@ -98,11 +116,16 @@ impl Graph {
 
     /// Everything external that it reads.
     pub fn tensors(&self) -> impl Iterator<Item = &External> {
-        let convolutions =
-            (self.convolutions.iter()).flat_map(|layer| [&layer.weight, &layer.bias]);
+        let convolutions = self.convolutions.iter().flat_map(|layer| {
+            let (weight, bias, scale) = match layer {
+                Convolution::Float { weight, bias } => (weight.external(), bias, None),
+                Convolution::Int8 { weight, bias, scale, .. } => (weight, bias, Some(scale)),
+            };
+            [weight, bias].into_iter().chain(scale)
+        });
         let linears = self.linears.iter().flat_map(|layer| {
             let (weight, scales) = match &layer.weight {
-                LinearWeight::Float32(weight) => (weight, None),
+                LinearWeight::Float(weight) => (weight.external(), None),
                 LinearWeight::Int8 { values, scales } => (values, Some(scales)),
             };
             [weight, &layer.bias].into_iter().chain(scales)
@@ -120,15 +143,38 @@ struct Body {
 }
 
 impl Body {
-    fn convolution(&mut self, index: usize, layer: &Convolution) {
-        let parameters = [self.external(&layer.weight), self.external(&layer.bias)];
-        let attributes = vec![ints("kernel_shape", &[3, 3]), ints("pads", &[1, 1, 1, 1])];
-        self.chain("Conv", format!("features.{index}"), &parameters, attributes);
+    fn convolution(&mut self, index: usize, weight: &FloatWeight, bias: &External) {
+        let parameters = [self.float(weight), self.external(bias)];
+        self.chain("Conv", format!("features.{index}"), &parameters, window());
         self.chain("Relu", format!("features.{}", index + 1), &[], vec![]);
-        if POOLED.contains(&index) {
-            let attributes = vec![ints("kernel_shape", &[2, 2]), ints("strides", &[2, 2])];
-            self.chain("MaxPool", format!("features.{}", index + 2), &[], attributes);
-        }
+    }
+
+    fn integer_convolution(&mut self, index: usize, layer: &Convolution) {
+        let Convolution::Int8 { weight, scale, bias, input, output } = layer else { return };
+        let name = format!("features.{index}");
+        let read = if index == 0 {
+            let read = self.scale("input", *input);
+            self.chain("QuantizeLinear", "quantize".to_owned(), &read, vec![]);
+            read
+        } else {
+            self.scale(&format!("{name}.input"), *input)
+        };
+        let zero = self.inline(
+            format!("{name}.weight.zero"),
+            DataType::Int8,
+            vec![scale.shape[0] as i64],
+            vec![0; scale.shape[0]],
+        );
+        let weights = [self.external(weight), self.external(scale), zero];
+        let written = self.scale(&format!("{name}.output"), *output);
+        let bias = self.external(bias);
+        let parameters = [&read[..], &weights, &written, &[bias]].concat();
+        self.chain("QLinearConv", name, &parameters, window());
+    }
+
+    fn pool(&mut self, index: usize) {
+        let attributes = vec![ints("kernel_shape", &[2, 2]), ints("strides", &[2, 2])];
+        self.chain("MaxPool", format!("features.{}", index + 2), &[], attributes);
     }
 
     fn flatten(&mut self) {
@@ -138,7 +184,7 @@ impl Body {
     fn linear(&mut self, index: usize, layer: &Linear) {
         let name = format!("classifier.{index}");
         let weight = match &layer.weight {
-            LinearWeight::Float32(weight) => self.external(weight),
+            LinearWeight::Float(weight) => self.float(weight),
             LinearWeight::Int8 { values, scales } => {
                 self.dequantize(&name, layer.bias.shape[0], values, scales)
             }
@@ -167,19 +213,44 @@ impl Body {
         let attributes = vec![int("axis", 0)];
         self.node("DequantizeLinear", name, inputs, groups.clone(), attributes);
 
-        let shape = format!("{layer}.weight.shape");
         let lengths = [rows as i64, columns as i64];
-        self.initializers.push(TensorProto {
-            name: shape.clone(),
-            data_type: DataType::Int64.into(),
-            dims: vec![2],
-            raw_data: lengths.iter().flat_map(|n| n.to_le_bytes()).collect(),
-            ..TensorProto::default()
-        });
+        let bytes = lengths.iter().flat_map(|n| n.to_le_bytes()).collect();
+        let shape = format!("{layer}.weight.shape");
+        let shape = self.inline(shape, DataType::Int64, vec![2], bytes);
         let name = format!("{layer}.weight.reshape");
         let weight = format!("{layer}.weight");
         self.node("Reshape", name, vec![groups, shape], weight.clone(), vec![]);
         weight
+    }
+
+    /// A float32 weight, cast from half precision where it is stored so.
+    fn float(&mut self, weight: &FloatWeight) -> String {
+        let stored = self.external(weight.external());
+        let FloatWeight::Half(half) = weight else { return stored };
+        let name = format!("{}.cast", half.name);
+        let attributes = vec![int("to", i64::from(DataType::Float as i32))];
+        self.node("Cast", name.clone(), vec![stored], name.clone(), attributes);
+        name
+    }
+
+    /// Scale and zero of bytes, as two inputs of a node.
+    fn scale(&mut self, name: &str, Scale { scale, zero }: Scale) -> [String; 2] {
+        let bytes = scale.to_le_bytes().to_vec();
+        let scale = self.inline(format!("{name}.scale"), DataType::Float, vec![], bytes);
+        let zero = self.inline(format!("{name}.zero"), DataType::Uint8, vec![], vec![zero]);
+        [scale, zero]
+    }
+
+    /// A small initializer in the graph itself.
+    fn inline(&mut self, name: String, kind: DataType, dims: Vec<i64>, bytes: Vec<u8>) -> String {
+        self.initializers.push(TensorProto {
+            name: name.clone(),
+            data_type: kind.into(),
+            dims,
+            raw_data: bytes,
+            ..TensorProto::default()
+        });
+        name
     }
 
     fn chain(
@@ -220,7 +291,9 @@ impl Body {
         ];
         let element = match tensor.element {
             Element::Float32 => DataType::Float,
+            Element::Float16 => DataType::Float16,
             Element::Int8 => DataType::Int8,
+            Element::Int32 => DataType::Int32,
         };
         self.initializers.push(TensorProto {
             name: tensor.name.clone(),
@@ -234,6 +307,11 @@ impl Body {
         });
         tensor.name.clone()
     }
+}
+
+/// Of a convolution.
+fn window() -> Vec<AttributeProto> {
+    vec![ints("kernel_shape", &[3, 3]), ints("pads", &[1, 1, 1, 1])]
 }
 
 fn int(name: &str, value: i64) -> AttributeProto {

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-/// The caller asked to stop, and nothing is left of what was begun.
+/// The caller asked to stop.
 #[derive(Debug, Error)]
 #[error("interrupted, nothing was written")]
 pub struct Interrupted;
@@ -12,14 +12,20 @@ pub trait Progress {
     /// The step begins and will go through `bytes`, about.
     fn begin(&mut self, bytes: u64);
 
+    /// The step begins and will go through `things`, photos or the like, which
+    /// [`advance`](Self::advance) counts instead of bytes.
+    fn count(&mut self, things: u64) {
+        self.begin(things);
+    }
+
     /// It is now at `what`, for people.
     fn now(&mut self, what: &str);
 
-    /// It went through `bytes` more.
+    /// It went through `done` more.
     ///
     /// # Errors
     /// [`Interrupted`] to stop it: it removes what it has written and returns that.
-    fn advance(&mut self, bytes: u64) -> Result<(), Interrupted>;
+    fn advance(&mut self, done: u64) -> Result<(), Interrupted>;
 }
 
 impl Progress for () {
@@ -27,7 +33,7 @@ impl Progress for () {
 
     fn now(&mut self, _what: &str) {}
 
-    fn advance(&mut self, _bytes: u64) -> Result<(), Interrupted> {
+    fn advance(&mut self, _done: u64) -> Result<(), Interrupted> {
         Ok(())
     }
 }

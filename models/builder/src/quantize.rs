@@ -29,7 +29,7 @@ pub fn quantize(weights: &[f32], values: &mut Vec<i8>, scales: &mut Vec<f32>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tiny::Random;
+    use crate::random::Random;
 
     fn check(weights: &[f32]) {
         let (mut values, mut scales) = (Vec::new(), Vec::new());

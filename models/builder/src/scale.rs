@@ -97,7 +97,7 @@ fn windows(from: usize) -> [std::ops::Range<usize>; POOLED_SIDE] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tiny::Random;
+    use crate::random::Random;
 
     #[test]
     fn windows_are_those_of_torch() {

@@ -17,11 +17,11 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use thiserror::Error;
 use vggd::manifest::{self, Manifest, WeightFile};
 
+use crate::checksum::Checksum;
 use crate::progress::Interrupted;
 
 /// Why a set was not written. Nothing is left of it, and what was in its place is still there.
@@ -117,7 +117,7 @@ impl SetWriter {
             name: name.to_owned(),
             path,
             file: BufWriter::with_capacity(1 << 20, file),
-            hasher: Sha256::new(),
+            checksum: Checksum::default(),
             bytes: 0,
         })
     }
@@ -130,6 +130,25 @@ impl SetWriter {
         let mut file = self.file(name)?;
         file.write(content)?;
         file.finish()
+    }
+
+    /// Takes over a file of another set, which is not copied where the file system can link.
+    ///
+    /// # Errors
+    /// [`WriteError::Io`].
+    pub fn link(&self, from: &Path, name: &str) -> Result<(), WriteError> {
+        let to = self.folder.path().join(name);
+        (fs::hard_link(from, &to).or_else(|_| fs::copy(from, &to).map(|_| ())))
+            .map_err(WriteError::io(from))
+    }
+
+    /// Forgets a file that was written.
+    ///
+    /// # Errors
+    /// [`WriteError::Io`].
+    pub fn discard(&self, name: &str) -> Result<(), WriteError> {
+        let path = self.folder.path().join(name);
+        fs::remove_file(&path).map_err(WriteError::io(&path))
     }
 
     /// Writes the manifest and moves the set into its place.
@@ -173,13 +192,31 @@ impl SetWriter {
     }
 }
 
+/// Puts `manifest` in the place of the one that the set in `folder` has, in one step.
+///
+/// # Errors
+/// [`WriteError::Io`].
+pub fn rewrite(folder: &Path, manifest: &Manifest) -> Result<(), WriteError> {
+    let text = toml::to_string(manifest).expect("a manifest is nothing but tables and values");
+    let place = folder.join(manifest::FILE_NAME);
+    let io = |error| WriteError::Io { path: place.clone(), error };
+    let mut file = tempfile::Builder::new()
+        .prefix(".manifest-")
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)
+        .map_err(io)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(io)?;
+    file.persist(&place).map_err(|error| io(error.error))?;
+    sync(folder)
+}
+
 /// A file of a set, checksummed while it is written.
 #[derive(Debug)]
 pub struct SetFile {
     name: String,
     path: PathBuf,
     file: BufWriter<File>,
-    hasher: Sha256,
+    checksum: Checksum,
     bytes: u64,
 }
 
@@ -200,7 +237,7 @@ impl SetFile {
     /// [`WriteError::Io`].
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
         (self.file.write_all(bytes)).map_err(WriteError::io(&self.path))?;
-        self.hasher.update(bytes);
+        self.checksum.update(bytes);
         self.bytes += bytes.len() as u64;
         Ok(())
     }
@@ -214,12 +251,7 @@ impl SetFile {
             .map_err(io::IntoInnerError::into_error)
             .and_then(|file| file.sync_all())
             .map_err(WriteError::io(&self.path))?;
-        let digest = self.hasher.finalize();
-        Ok(WeightFile {
-            path: self.name,
-            sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
-            bytes: self.bytes,
-        })
+        Ok(WeightFile { path: self.name, sha256: self.checksum.hex(), bytes: self.bytes })
     }
 }
 

@@ -34,8 +34,12 @@ impl Stored {
 pub enum Element {
     /// IEEE 754 single precision.
     Float32,
+    /// IEEE 754 half precision.
+    Float16,
     /// Two's complement, one byte.
     Int8,
+    /// Two's complement, four bytes.
+    Int32,
 }
 
 /// A type that is written.
@@ -61,6 +65,27 @@ impl Number for i8 {
     fn bytes(numbers: &[Self]) -> &[u8] {
         bytemuck::cast_slice(numbers)
     }
+}
+
+impl Number for i32 {
+    const ELEMENT: Element = Element::Int32;
+
+    fn bytes(numbers: &[Self]) -> &[u8] {
+        bytemuck::cast_slice(numbers)
+    }
+}
+
+impl Number for f16 {
+    const ELEMENT: Element = Element::Float16;
+
+    fn bytes(numbers: &[Self]) -> &[u8] {
+        bytemuck::cast_slice(numbers.reinterpret_cast())
+    }
+}
+
+/// The nearest half-precision numbers; what is too large for them becomes the largest.
+pub fn narrow(values: &[f32]) -> Vec<f16> {
+    values.iter().map(|v| f16::from_f32(v.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))).collect()
 }
 
 /// A row-major array that reads as float32 whatever it is stored as.
@@ -105,6 +130,14 @@ impl<'a> Tensor<'a> {
     /// Length of each dimension, outermost first.
     pub fn shape(&self) -> &[usize] {
         &self.shape
+    }
+
+    /// Where the numbers are in memory: equal for tensors that are the same one.
+    pub fn address(&self) -> usize {
+        match &self.data {
+            Data::Plain(values) => values.as_ptr().addr(),
+            Data::Packed(_, bytes) => bytes.as_ptr().addr(),
+        }
     }
 
     /// All numbers.

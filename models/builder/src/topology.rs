@@ -59,20 +59,25 @@ impl Topology {
         convolutions.chain(linears).map(|count| count as u64).sum()
     }
 
-    /// Multiply-accumulates of one inference: those of a direct convolution, padding included.
-    pub fn macs(&self, input_side: usize) -> u64 {
+    /// Multiply-accumulates of each convolution: those of a direct one, padding included.
+    pub fn convolution_macs(&self, input_side: usize) -> [u64; 16] {
         let mut side = input_side as u64;
-        let mut macs = 0;
-        for (i, input) in self.convolution_inputs().into_iter().enumerate() {
-            macs += side * side * 9 * (input * self.channels[i]) as u64;
+        let inputs = self.convolution_inputs();
+        std::array::from_fn(|i| {
+            let macs = side * side * 9 * (inputs[i] * self.channels[i]) as u64;
             if POOLED.contains(&CONVOLUTIONS[i]) {
                 side /= 2;
             }
-        }
+            macs
+        })
+    }
+
+    /// Multiply-accumulates of one inference, convolutions and linear layers.
+    pub fn macs(&self, input_side: usize) -> u64 {
         let linears = (self.linear_inputs(input_side).into_iter())
             .zip(self.linear_outputs())
             .map(|(input, output)| (input * output) as u64);
-        macs + linears.sum::<u64>()
+        self.convolution_macs(input_side).into_iter().sum::<u64>() + linears.sum::<u64>()
     }
 }
 

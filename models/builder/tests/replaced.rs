@@ -33,7 +33,7 @@ struct Count {
 
 impl Progress for Count {
     fn begin(&mut self, bytes: u64) {
-        self.begun = bytes;
+        self.begun += bytes;
     }
 
     fn now(&mut self, _what: &str) {}
@@ -74,6 +74,9 @@ fn a_step_that_is_stopped_leaves_nothing_and_takes_nothing_away() {
     assert_eq!(count.done, count.begun);
     let manifest = fs::read(request.out.join("manifest.toml")).unwrap();
 
+    // Another network, of which nothing can be taken over.
+    tiny::write(&request.source, 3).unwrap();
+    fs::write(&request.labels, "yes\nno\nperhaps\n").unwrap();
     request.name = "another".to_owned();
     for steps in (0..count.steps).step_by(count.steps / 20) {
         let message = import(&request, &mut Until(steps)).unwrap_err().to_string();

@@ -1,0 +1,185 @@
+//! Fewer filters: which ones go, and how the layers that read them make up for it.
+//!
+//! ```text
+//! Target::Ratio   the same share of every layer's filters, smallest L2 norm first (Li et al. 2017)
+//! Target::Macs    sensitivity: what each layer loses when it does without some of its inputs
+//!                 budget: how many filters each layer keeps, so that the target costs least
+//! both            correct: every layer after a pruned one refitted on calibration photos
+//! ```
+//!
+//! A layer that only hands its input on (the middle weight of each filter 1, all others 0) loses
+//! the filters that the layer before it loses, and its multiply-accumulates count for nothing:
+//! otherwise a target could be met by thinning out what does no work.
+
+mod budget;
+mod classifier;
+mod correct;
+mod sensitivity;
+
+use thiserror::Error;
+use vggd::model::Engine;
+
+use crate::network::{Layer, Network};
+use crate::photos::{Photos, PhotosError};
+use crate::progress::{Interrupted, Progress};
+use crate::quantize::GROUP;
+use crate::topology::{BASELINE_SIDE, Topology};
+
+/// Filters come in multiples of this, so that kernels' blocks of channels are full.
+pub const BLOCK: usize = 16;
+
+/// Share of every layer's filters that goes when nothing else is asked for.
+pub const RATIO: f64 = 0.10;
+
+/// How much to prune.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target {
+    /// This share of the filters of every layer from [`Options::first`] on.
+    Ratio(f64),
+    /// Down to this share of the multiply-accumulates, wherever it hurts least.
+    Macs(f64),
+}
+
+/// What to prune, and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How much.
+    pub target: Target,
+    /// The first convolution to lose filters, 0 to 15.
+    pub first: usize,
+    /// How strongly refitted weights are held to what they were, as a share of the mean square of
+    /// the layer's inputs.
+    pub ridge: f64,
+}
+
+impl Options {
+    /// The defaults for `target`: from conv3_1 on for a ratio, since earlier layers are small and
+    /// matter more; from the first layer on for a target of multiply-accumulates, which is spent
+    /// where it hurts least anyway.
+    pub fn new(target: Target) -> Self {
+        let first = match target {
+            Target::Ratio(_) => 4,
+            Target::Macs(_) => 0,
+        };
+        Self { target, first, ridge: 1e-3 }
+    }
+}
+
+/// Why a network was not pruned.
+#[derive(Debug, Error)]
+pub enum PruneError {
+    /// Give another ratio or target.
+    #[error("{0}")]
+    Target(String),
+    /// Calibration photos cannot be used.
+    #[error(transparent)]
+    Photos(#[from] PhotosError),
+    /// The caller asked to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+/// Prunes `network` and corrects it on `photos`.
+///
+/// # Errors
+/// [`PruneError`].
+pub fn prune<'a>(
+    engine: &Engine,
+    network: &Network<'a>,
+    photos: &Photos,
+    options: &Options,
+    progress: &mut dyn Progress,
+) -> Result<Network<'a>, PruneError> {
+    check(options.target)?;
+    let kept = match options.target {
+        Target::Ratio(ratio) => smallest_norms(network, ratio, options.first),
+        Target::Macs(share) => {
+            let layers = sensitivity::measure(
+                engine,
+                network,
+                photos,
+                options.ridge,
+                options.first,
+                progress,
+            )?;
+            budget::spend(network, &layers, share)?
+        }
+    };
+    correct::correct(engine, network, &kept, photos, options.ridge, progress)
+}
+
+/// The filters that each convolution keeps, sorted.
+type Kept = Vec<Vec<usize>>;
+
+/// Whether a target makes sense.
+///
+/// # Errors
+/// [`PruneError::Target`].
+pub fn check(target: Target) -> Result<(), PruneError> {
+    let (what, share) = match target {
+        Target::Ratio(share) => ("ratio", share),
+        Target::Macs(share) => ("share of MACs", share),
+    };
+    if share > 0.0 && share < 1.0 {
+        return Ok(());
+    }
+    Err(PruneError::Target(format!("{what} {share}: must lie between 0 and 1")))
+}
+
+/// Whether the layer hands its input on as it is.
+pub fn is_identity(layer: &Layer<'_>) -> bool {
+    let shape = layer.weight.shape();
+    shape[0] == shape[1]
+        && layer.bias.values().iter().all(|bias| *bias == 0.0)
+        && layer.weight.rows().enumerate().all(|(filter, row)| {
+            let own = filter * 9 + 4;
+            row.iter().enumerate().all(|(at, &weight)| weight == f32::from(u8::from(at == own)))
+        })
+}
+
+/// The layer before the identities that `index` ends.
+fn worker(network: &Network<'_>, index: usize) -> usize {
+    (0..=index).rev().find(|&i| i == 0 || !is_identity(&network.convolutions[i])).unwrap_or(0)
+}
+
+/// How many filters convolution `index` may keep in all: a multiple of this.
+fn block(network: &Network<'_>, index: usize) -> usize {
+    let last = network.convolutions.len() - 1;
+    if worker(network, last) <= index { GROUP } else { BLOCK }
+}
+
+/// Multiply-accumulates at 224 x 224 without those of layers that hand their input on.
+pub fn counted_macs(network: &Network<'_>, topology: &Topology) -> u64 {
+    let per_layer = topology.convolution_macs(BASELINE_SIDE);
+    let idle: u64 = (network.convolutions.iter().zip(per_layer))
+        .filter(|(layer, _)| is_identity(layer))
+        .map(|(_, macs)| macs)
+        .sum();
+    topology.macs(BASELINE_SIDE) - idle
+}
+
+fn smallest_norms(network: &Network<'_>, ratio: f64, first: usize) -> Kept {
+    let mut kept: Kept = Vec::new();
+    for (index, layer) in network.convolutions.iter().enumerate() {
+        let filters = layer.outputs();
+        if worker(network, index) < index {
+            kept.push(kept[index - 1].clone());
+            continue;
+        }
+        if index < first {
+            kept.push((0..filters).collect());
+            continue;
+        }
+        let block = block(network, index);
+        let wanted = (filters as f64 * (1.0 - ratio) / block as f64).round() as usize * block;
+        let norm = |row: &[f32]| row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>();
+        let mut norms: Vec<(f64, usize)> =
+            layer.weight.rows().enumerate().map(|(filter, row)| (norm(&row), filter)).collect();
+        norms.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let stay = norms.into_iter().take(wanted.clamp(block.min(filters), filters));
+        let mut stay: Vec<usize> = stay.map(|(_, filter)| filter).collect();
+        stay.sort_unstable();
+        kept.push(stay);
+    }
+    kept
+}

@@ -1,0 +1,169 @@
+//! How many filters each layer keeps, so that a share of the multiply-accumulates is left and the
+//! answers suffer least.
+//!
+//! A layer's cost is its inputs times its outputs, so that choices of neighbours depend on each
+//! other: for a given price of a multiply-accumulate the cheapest chain is found exactly by
+//! dynamic programming (Viterbi), and the price is searched for.
+
+use super::sensitivity::Sensitivity;
+use super::{Kept, PruneError, block, counted_macs, worker};
+use crate::forward::side_of;
+use crate::network::Network;
+use crate::topology::{BASELINE_SIDE, POOLED_SIDE};
+
+/// Steps of bisection over the price.
+const STEPS: usize = 60;
+
+/// The filters that each convolution keeps for `share` of the counted multiply-accumulates.
+pub(super) fn spend(
+    network: &Network<'_>,
+    layers: &[Sensitivity],
+    share: f64,
+) -> Result<Kept, PruneError> {
+    let target = share * counted_macs(network, &network.topology()) as f64;
+    let chain = Chain::new(network, layers);
+    let least = chain.macs(&chain.cheapest(f64::MAX));
+    if least > target {
+        let whole = counted_macs(network, &network.topology()) as f64;
+        return Err(PruneError::Target(format!(
+            "share of MACs {share}: no less than {:.3} can be reached",
+            least / whole
+        )));
+    }
+    // Prices between which the target lies, in damage per multiply-accumulate.
+    let (mut low, mut high) = (0.0, 1.0 / target);
+    while chain.macs(&chain.cheapest(high)) > target {
+        high *= 4.0;
+    }
+    for _ in 0..STEPS {
+        let price = (low + high) / 2.0;
+        if chain.macs(&chain.cheapest(price)) > target {
+            low = price;
+        } else {
+            high = price;
+        }
+    }
+    let counts = chain.fill(chain.cheapest(high), target);
+    let mut kept: Kept = vec![Vec::new(); network.convolutions.len()];
+    for (sensitivity, count) in layers.iter().zip(counts) {
+        let filters = network.convolutions[sensitivity.layer].outputs();
+        kept[sensitivity.layer] = match &sensitivity.removal {
+            Some(removal) => removal.kept(count),
+            None => (0..filters).collect(),
+        };
+    }
+    for index in 0..kept.len() {
+        kept[index] = kept[worker(network, index)].clone();
+    }
+    Ok(kept)
+}
+
+/// The layers that do work, and what each may keep.
+struct Chain<'a> {
+    layers: &'a [Sensitivity],
+    /// Filters and damage, for each layer.
+    choices: Vec<Vec<(usize, f64)>>,
+    /// Multiply-accumulates per input and output channel.
+    per_pair: Vec<f64>,
+    /// Of the first linear layer, per channel that it reads.
+    per_feature: f64,
+    /// Of the others.
+    rest: f64,
+}
+
+impl<'a> Chain<'a> {
+    fn new(network: &Network<'_>, layers: &'a [Sensitivity]) -> Self {
+        let choices = (layers.iter())
+            .map(|sensitivity| {
+                let filters = network.convolutions[sensitivity.layer].outputs();
+                let step = block(network, sensitivity.layer);
+                let reachable = (step..=filters).step_by(step).chain([filters]);
+                let reachable = reachable.filter(|&count| match &sensitivity.removal {
+                    Some(removal) => filters - count < removal.error.len(),
+                    None => count == filters,
+                });
+                let mut counts: Vec<usize> = reachable.collect();
+                counts.dedup();
+                counts.into_iter().map(|count| (count, sensitivity.damage(count))).collect()
+            })
+            .collect();
+        let per_pair = (layers.iter())
+            .map(|sensitivity| 9.0 * (side_of(sensitivity.layer, BASELINE_SIDE) as f64).powi(2))
+            .collect();
+        let [first, rest @ ..] = &network.linears[..] else { unreachable!("three linear layers") };
+        let macs = |outputs: usize, inputs: usize| (outputs * inputs) as f64;
+        let rest = rest.iter().map(|l| macs(l.outputs(), l.weight.shape()[1])).sum();
+        let per_feature = macs(first.outputs(), POOLED_SIDE * POOLED_SIDE);
+        Self { layers, choices, per_pair, per_feature, rest }
+    }
+
+    fn macs(&self, counts: &[usize]) -> f64 {
+        let mut macs = self.rest + self.per_feature * counts[counts.len() - 1] as f64;
+        let mut inputs = 3;
+        for (&outputs, per_pair) in counts.iter().zip(&self.per_pair) {
+            macs += per_pair * (inputs * outputs) as f64;
+            inputs = outputs;
+        }
+        macs
+    }
+
+    /// Counts with the least damage + `price` x MACs.
+    fn cheapest(&self, price: f64) -> Vec<usize> {
+        // The best way to each choice of the layer before: its cost, and where it came from.
+        let mut best: Vec<(f64, usize)> = vec![(0.0, 0)];
+        let mut before = vec![(3, 0.0)];
+        let mut ways: Vec<Vec<usize>> = Vec::new();
+        for (index, choices) in self.choices.iter().enumerate() {
+            let last = index + 1 == self.choices.len();
+            let next = choices.iter().map(|&(outputs, damage)| {
+                let own = if last { self.per_feature * outputs as f64 } else { 0.0 };
+                let way =
+                    before.iter().zip(&best).enumerate().map(|(from, ((inputs, _), best))| {
+                        let macs = self.per_pair[index] * (inputs * outputs) as f64 + own;
+                        // At any price, less damage is better.
+                        (best.0 + price.min(1e30) * macs + damage, from)
+                    });
+                way.min_by(|a, b| a.0.total_cmp(&b.0)).expect("a layer has choices")
+            });
+            best = next.collect();
+            ways.push(best.iter().map(|way| way.1).collect());
+            before = choices.clone();
+        }
+        let ends = best.iter().enumerate();
+        let mut at = ends.min_by(|a, b| a.1.0.total_cmp(&b.1.0)).expect("a layer has choices").0;
+        let mut counts = vec![0; self.choices.len()];
+        for index in (0..counts.len()).rev() {
+            counts[index] = self.choices[index][at].0;
+            at = ways[index][at];
+        }
+        counts
+    }
+
+    /// Gives back filters as long as the target allows, each time those that help most.
+    fn fill(&self, mut counts: Vec<usize>, target: f64) -> Vec<usize> {
+        loop {
+            let more = (0..counts.len()).filter_map(|index| {
+                let choices = &self.choices[index];
+                let at = choices.iter().position(|choice| choice.0 == counts[index])?;
+                let next = choices.get(at + 1)?;
+                let mut counts = counts.clone();
+                counts[index] = next.0;
+                let macs = self.macs(&counts);
+                let gain = (choices[at].1 - next.1) / (macs - self.macs_of(index, at, &counts));
+                (macs <= target).then_some((gain, counts))
+            });
+            match more.max_by(|a, b| a.0.total_cmp(&b.0)) {
+                Some((_, better)) => counts = better,
+                None => return counts,
+            }
+        }
+    }
+
+    /// Multiply-accumulates of `counts` with choice `at` for layer `index`.
+    fn macs_of(&self, index: usize, at: usize, counts: &[usize]) -> f64 {
+        debug_assert_eq!(self.layers.len(), counts.len());
+        let mut counts = counts.to_owned();
+        counts[index] = self.choices[index][at].0;
+        self.macs(&counts)
+    }
+}

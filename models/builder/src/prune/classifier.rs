@@ -1,0 +1,141 @@
+//! Refitting the linear layers behind pruned convolutions.
+//!
+//! The first reads what the channels that are left say about all of them, position by position. Then
+//! each of the three is nudged towards what it gave before, by ridge regression in the space of the
+//! photos, since there are more weights than photos.
+
+use vggd::model::Engine;
+
+use super::PruneError;
+use super::correct::run;
+use crate::forward::{Convolution, Map, pooled};
+use crate::network::{Layer, Network};
+use crate::photos::Photos;
+use crate::progress::Progress;
+use crate::regression::{Samples, Statistics, times_transposed};
+use crate::tensor::Tensor;
+use crate::topology::{BASELINE_SIDE, POOLED_SIDE};
+
+const POSITIONS: usize = POOLED_SIDE * POOLED_SIDE;
+
+/// The most photos that linear layers are nudged on.
+const PHOTOS: usize = 1024;
+
+/// The convolutions before and after pruning.
+pub(super) struct Pruned<'a> {
+    pub(super) teacher: &'a [Convolution],
+    pub(super) student: &'a [Convolution],
+    /// Channels of the last feature map that are left.
+    pub(super) kept: &'a [usize],
+}
+
+/// The linear layers of `network` behind pruned convolutions.
+pub(super) fn correct<'a>(
+    engine: &Engine,
+    network: &Network<'a>,
+    convolutions: &Pruned<'_>,
+    photos: &Photos,
+    ridge: f64,
+    progress: &mut dyn Progress,
+) -> Result<Vec<Layer<'a>>, PruneError> {
+    progress.now("correcting classifier.0");
+    let photos = photos.sample(PHOTOS);
+    let channels = network.convolutions[15].outputs();
+    let mut statistics = Statistics::new(convolutions.kept.len(), channels);
+    let (mut wanted, mut read) = (Vec::new(), Vec::new());
+    for photo in 0..photos.len() {
+        let image = Map::image(photos.input(photo, BASELINE_SIDE)?, BASELINE_SIDE);
+        let [teacher, student] =
+            [convolutions.teacher, convolutions.student].map(|layers| run(engine, layers, &image));
+        let (mut x, mut y) = (Vec::new(), Vec::new());
+        for (at_y, at_x) in (0..POSITIONS).map(|p| (p / POOLED_SIDE, p % POOLED_SIDE)) {
+            x.extend((0..student.channels).map(|channel| student.at(channel, at_y, at_x)));
+            x.push(1.0);
+            y.extend((0..channels).map(|channel| teacher.at(channel, at_y, at_x)));
+        }
+        statistics.add(&x, &y);
+        wanted.extend(pooled(&teacher));
+        read.extend(pooled(&student));
+        progress.advance(1)?;
+    }
+    let mut layers = vec![mix(&network.linears[0], &statistics, convolutions.kept, ridge)];
+    layers.extend(network.linears[1..].iter().cloned());
+    for (index, before) in network.linears.iter().enumerate() {
+        progress.now(&format!("correcting {}", before.name));
+        let relu = index < 2;
+        let outputs = before.outputs();
+        wanted = sums(before, &wanted, photos.len());
+        let found = sums(&layers[index], &read, photos.len());
+        let row = read.len() / photos.len() + 1;
+        let inputs = read.chunks(row - 1).flat_map(|x| x.iter().copied().chain([1.0])).collect();
+        let samples = Samples { row, outputs, inputs, wanted };
+        if let Some(change) = samples.nudge(&found, relu) {
+            layers[index] = moved(&layers[index], &change.weight, &change.bias);
+        }
+        read = sums(&layers[index], &read, photos.len());
+        wanted = samples.wanted;
+        if relu {
+            [&mut wanted, &mut read].into_iter().flatten().for_each(|v| *v = v.max(0.0));
+        }
+    }
+    Ok(layers)
+}
+
+/// A layer with other weights and biases added to its own.
+fn moved<'a>(layer: &Layer<'_>, weight: &[f32], bias: &[f32]) -> Layer<'a> {
+    let add = |tensor: &Tensor<'_>, change: &[f32]| {
+        let sum = tensor.values().iter().zip(change).map(|(a, b)| a + b).collect();
+        Tensor::new(tensor.shape().to_owned(), sum)
+    };
+    Layer {
+        name: layer.name.clone(),
+        weight: add(&layer.weight, weight),
+        bias: add(&layer.bias, bias),
+    }
+}
+
+/// What a layer gives for rows of inputs.
+fn sums(layer: &Layer<'_>, x: &[f32], rows: usize) -> Vec<f32> {
+    let bias = layer.bias.values();
+    let mut y = times_transposed(x, rows, &layer.weight.values(), bias.len());
+    for row in y.chunks_mut(bias.len()) {
+        row.iter_mut().zip(bias.iter()).for_each(|(value, bias)| *value += bias);
+    }
+    y
+}
+
+/// The first linear layer, reading what the kept channels say about all of them.
+fn mix<'a>(layer: &Layer<'a>, statistics: &Statistics, kept: &[usize], ridge: f64) -> Layer<'a> {
+    let channels = layer.weight.shape()[1] / POSITIONS;
+    let mut prior = vec![0.0; channels * kept.len()];
+    for (at, channel) in kept.iter().enumerate() {
+        prior[channel * kept.len() + at] = 1.0;
+    }
+    let all: Vec<usize> = (0..kept.len()).collect();
+    // channels x kept: what each channel would have been.
+    let fit = statistics.fit(&all, 1, &prior, ridge);
+    let mut transposed = vec![0.0; fit.weight.len()];
+    for (at, value) in fit.weight.iter().enumerate() {
+        transposed[at % kept.len() * channels + at / kept.len()] = *value;
+    }
+    let outputs = layer.outputs();
+    let mut weight = Vec::with_capacity(outputs * kept.len() * POSITIONS);
+    let mut bias = layer.bias.values().into_owned();
+    for (row, bias) in layer.weight.rows().zip(&mut bias) {
+        // The row as positions x channels.
+        let by_position: Vec<f32> = (0..POSITIONS)
+            .flat_map(|position| row.iter().skip(position).step_by(POSITIONS).copied())
+            .collect();
+        // kept x positions
+        weight.extend(times_transposed(&transposed, kept.len(), &by_position, POSITIONS));
+        let moved: f64 = (row.chunks(POSITIONS).zip(&fit.bias))
+            .map(|(row, &value)| f64::from(value) * row.iter().map(|w| f64::from(*w)).sum::<f64>())
+            .sum();
+        *bias += moved as f32;
+    }
+    Layer {
+        name: layer.name.clone(),
+        weight: Tensor::new(vec![outputs, kept.len() * POSITIONS], weight),
+        bias: Tensor::new(vec![outputs], bias),
+    }
+}
