@@ -246,7 +246,7 @@ fn print_json(value: &impl Serialize) -> Result<()> {
 }
 
 /// Prints rows in aligned columns; those in `right` are aligned to the right.
-fn print_table(rows: &[Vec<String>], right: &[usize]) {
+pub(crate) fn print_table(rows: &[Vec<String>], right: &[usize]) {
     let length = |cell: &String| cell.chars().count();
     let width = |column: usize| rows.iter().map(|row| length(&row[column])).max().unwrap_or(0);
     let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();

@@ -6,6 +6,7 @@
 //! in which photos wait.
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -77,11 +78,11 @@ pub fn configured_variant<'a>(
     set.variant(name).map_err(|error| config.wrong("model.variant", name, error))
 }
 
-/// Runs until a signal asks to stop.
+/// Runs until a signal asks to stop, or `stop` is done.
 ///
 /// # Errors
 /// [`ConfigError`] for what a person must change; anything else that keeps it from starting.
-pub fn run(options: &Options) -> Result<()> {
+pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     let started = Instant::now();
     let config = options.load()?;
     crate::logging::start(config.log.level.as_str());
@@ -117,7 +118,7 @@ pub fn run(options: &Options) -> Result<()> {
         config,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = runtime.block_on(daemon.run());
+    let ended = runtime.block_on(daemon.run(stop));
     // A model that is still being loaded, or a name that is still being looked up, does not count.
     runtime.shutdown_background();
     ended
@@ -137,7 +138,8 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn run(self) -> Result<()> {
+    async fn run(self, asked: impl Future<Output = ()>) -> Result<()> {
+        let mut asked = pin!(asked);
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
@@ -178,6 +180,7 @@ impl Daemon {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
+                () = &mut asked => break,
                 _ = &mut capture_ended => break,
                 _ = &mut classify_ended => break,
                 _ = hangup.recv() => drop(triggers.try_send(())),

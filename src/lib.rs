@@ -13,7 +13,8 @@
 //! compare variants, and [`watch`] tells the source and the daemon what happens in a folder. Arrows
 //! point one way: values (`manifest`, `event`), then one outside thing each (`config`, `preprocess`,
 //! `watch`, `logging`), then what is built on these (`source`, `model`), then `pipeline`, then
-//! `publish` and `measure`, then `daemon`.
+//! `publish` and `measure`, then `daemon`. The binary adds the commands; one of them is `demo`, which
+//! runs the daemon beside a small broker and a subscriber.
 
 pub mod config;
 pub mod manifest;

@@ -1,6 +1,8 @@
 //! Arguments to commands to exit codes.
 
 mod commands;
+#[cfg(feature = "demo")]
+mod demo;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,6 +42,22 @@ enum Command {
     Run {
         #[command(flatten)]
         set: Set,
+    },
+    /// See every variant at work: photos through the daemon, answers over MQTT
+    #[cfg(feature = "demo")]
+    #[command(after_help = "\
+It needs no configuration and no broker, and leaves nothing behind. The sample set is looked for in
+models/sample, here or in vggd's source folder, and in /usr/share/vggd/sample.")]
+    Demo {
+        /// A model set in place of the sample
+        #[arg(long, value_name = "DIR")]
+        models: Option<PathBuf>,
+        /// A folder of photos in place of the sample's; they are copied
+        #[arg(long, value_name = "DIR")]
+        photos: Option<PathBuf>,
+        /// Print the messages as they arrive, one JSON object a line on stdout
+        #[arg(long)]
+        json: bool,
     },
     /// Classify photos once and print the five likeliest classes
     #[command(after_help = "Example:\n  vggd classify --models DIR --variant scaled *.jpg --json")]
@@ -163,7 +181,11 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Run { set } => daemon::run(&set.options())?,
+        Command::Run { set } => daemon::run(&set.options(), std::future::pending())?,
+        #[cfg(feature = "demo")]
+        Command::Demo { models, photos, json } => {
+            demo::run(&demo::Options { models, photos, json })?;
+        }
         Command::Classify { photos, set, variant, threads, json } => {
             let config = set.load(threads)?;
             return commands::classify(&config, variant.as_deref(), &photos, json);
