@@ -105,7 +105,9 @@ impl Axis {
         let (low, high) = values
             .fold((f64::MAX, f64::MIN), |(low, high), value| (low.min(value), high.max(value)));
         let (low, high) = if low > high { (0.0, 1.0) } else { (low, high) };
-        let low = if from_zero { 0.0 } else { low - 0.1 * (high - low) };
+        let room = 0.1 * (high - low);
+        let low = if from_zero { 0.0 } else { low - room };
+        let high = high + room;
         let span = (high - low).max(1e-3);
         let power = 10f64.powf((span / 5.0).log10().floor());
         let round = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power);
@@ -149,7 +151,7 @@ mod tests {
             let axis = Axis::over(values.iter().copied(), from_zero);
             let ticks: Vec<f64> = axis.ticks().collect();
             assert!(ticks[0] <= first && *ticks.last().unwrap() >= last, "{ticks:?}");
-            assert!(ticks.len() <= 9, "{ticks:?}");
+            assert!(ticks.len() <= 10, "{ticks:?}");
         }
     }
 

@@ -55,13 +55,13 @@ pub struct Options {
 impl Options {
     /// The defaults for `target`: from conv3_1 on for a ratio, since earlier layers are small and
     /// matter more; from the first layer on for a target of multiply-accumulates, which is spent
-    /// where it hurts least anyway.
+    /// where it hurts least anyway. Refitted weights are held more tightly where more goes.
     pub fn new(target: Target) -> Self {
-        let first = match target {
-            Target::Ratio(_) => 4,
-            Target::Macs(_) => 0,
+        let (first, ridge) = match target {
+            Target::Ratio(_) => (4, 1e-4),
+            Target::Macs(_) => (0, 1e-3),
         };
-        Self { target, first, ridge: 1e-3 }
+        Self { target, first, ridge }
     }
 }
 
