@@ -142,11 +142,11 @@ pub struct Outcome<'a> {
     pub held_back: usize,
     /// How many others it learned from.
     pub lessons: usize,
-    /// Steps that were taken, over all sessions.
+    /// Steps that were taken, however often it was stopped.
     pub steps: u64,
     /// How often every photo was seen.
     pub epochs: f64,
-    /// Time that it took, over all sessions.
+    /// Time that it took, however often it was stopped.
     pub elapsed: Duration,
     /// Whether numbers grew beyond all bounds, which ends a run: try a lower learning rate.
     pub diverged: bool,

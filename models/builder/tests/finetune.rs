@@ -93,7 +93,7 @@ fn network(noise: f32) -> Network<'static> {
 fn options() -> Options {
     Options {
         budget: Budget::Epochs(4),
-        batch: 4,
+        batch: 8,
         side: 32,
         teacher_side: 32,
         crops: 2,
@@ -152,7 +152,7 @@ fn brings_a_student_nearer_to_its_teacher() {
     let outcome = tune(folder.path(), &Patterns::new(64), &options(), &mut ()).unwrap();
     let Outcome { given, best, .. } = &outcome;
     assert!(outcome.improved && best.divergence < 0.7 * given.divergence, "{given:?} {best:?}");
-    assert_eq!((outcome.held_back, outcome.lessons, outcome.steps), (16, 48, 48));
+    assert_eq!((outcome.held_back, outcome.lessons, outcome.steps), (16, 48, 24));
     assert_eq!((given.top1, outcome.epochs, outcome.diverged), (None, 4.0, false));
     assert_ne!(values(&outcome.network), values(&network(0.1)));
     assert_eq!(outcome.network.topology(), network(0.1).topology());
@@ -161,12 +161,12 @@ fn brings_a_student_nearer_to_its_teacher() {
 #[test]
 fn goes_on_where_it_was_interrupted() {
     let photos = Patterns::new(40);
-    let options = Options { budget: Budget::Epochs(2), ..options() };
+    let options = options();
     let [whole, parts] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let expected = tune(whole.path(), &photos, &options, &mut ()).unwrap();
     let mut interrupted = 0;
     let found = loop {
-        match tune(parts.path(), &photos, &options, &mut Impatient(7)) {
+        match tune(parts.path(), &photos, &options, &mut Impatient(11)) {
             Ok(outcome) => break outcome,
             Err(FinetuneError::Interrupted { path }) => assert_eq!(path, parts.path()),
             Err(error) => panic!("{error}"),
@@ -273,7 +273,7 @@ fn another_run_is_not_gone_on_with() {
     let other = Options { temperature: 4.0, ..options() };
     check(&photos, &other, "other temperature (1, not 4)");
     let other = Options { seed: 1, restart: true, ..options() };
-    assert_eq!(tune(folder.path(), &photos, &other, &mut ()).unwrap().steps, 24);
+    assert_eq!(tune(folder.path(), &photos, &other, &mut ()).unwrap().steps, 12);
 }
 
 #[test]

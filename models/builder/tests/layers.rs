@@ -38,6 +38,17 @@ fn outside_crates_are_named_where_the_map_says() {
         (&["ureq"], &["fetch/http.rs"]),
         (&["sha2"], &["checksum.rs"]),
         (&["csv"], &["photos.rs"]),
+        (
+            &["candle_core"],
+            &[
+                "finetune/checkpoint.rs",
+                "finetune/convolution.rs",
+                "finetune/convolution/weights.rs",
+                "finetune/loss.rs",
+                "finetune/model.rs",
+                "finetune/optimizer.rs",
+            ],
+        ),
         (&["indicatif", "signal_hook"], &["bar.rs"]),
         (&["serde_json"], &["report.rs"]),
         (&["clap"], &["arguments.rs", "main.rs"]),

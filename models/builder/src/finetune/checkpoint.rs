@@ -143,30 +143,35 @@ impl Checkpoint {
         self.delete_all_but(&record.files.keys().copied().collect::<Vec<_>>())
     }
 
-    /// Reads what was written at `record.step`.
+    /// Reads what was written at `record.step`, and checks the best too.
     pub(super) fn restore(
         &self,
         record: &Record,
         parameters: &[Parameter],
         moments: &[Moments],
     ) -> Result<(), FinetuneError> {
-        let path = self.step(record.step);
-        let source = self.source(&path)?;
-        let mut digest = Digest::new();
-        for (parameter, moments) in parameters.iter().zip(moments) {
-            for (name, values) in named(parameter, moments) {
-                let tensor = self.tensor(&source, &path, &name)?;
-                let stored = tensor.values();
-                let shape = values.dims();
-                if tensor.shape() != shape {
-                    return Err(FinetuneError::Damaged { path });
+        let best = record.best.map(|(step, _)| step).filter(|step| *step != record.step);
+        for step in best.into_iter().chain([record.step]) {
+            let path = self.step(step);
+            let source = self.source(&path)?;
+            let mut digest = Digest::new();
+            for (parameter, moments) in parameters.iter().zip(moments) {
+                for (name, values) in named(parameter, moments) {
+                    let tensor = self.tensor(&source, &path, &name)?;
+                    if tensor.shape() != values.dims() {
+                        return Err(FinetuneError::Damaged { path });
+                    }
+                    let stored = tensor.values();
+                    digest = digest.values(&stored);
+                    if step == record.step {
+                        let stored = Values::from_slice(&stored, values.dims(), values.device())?;
+                        values.slice_set(&stored, 0, 0)?;
+                    }
                 }
-                digest = digest.values(&stored);
-                let stored = Values::from_slice(&stored, shape, values.device())?;
-                values.slice_set(&stored, 0, 0)?;
             }
+            self.check(&path, record, step, digest)?;
         }
-        self.check(&path, record, record.step, digest)
+        Ok(())
     }
 
     /// The network after `step`; layers that did not learn are those of `student`.
