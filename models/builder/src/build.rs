@@ -18,7 +18,7 @@ use vggd::manifest::{self, Manifest, ModelSet, Preprocess, Recipe, Variant};
 use vggd::model::Engine;
 
 use crate::calibrate::{CalibrateError, calibrate};
-use crate::digest::Digest;
+use crate::digest::{Digest, hex};
 use crate::finetune::{self, FinetuneError, finetune};
 use crate::labels::{self, LabelsError};
 use crate::network::{Network, NetworkError};
@@ -201,6 +201,7 @@ pub fn build(
     let workshop = Workshop {
         engine,
         photos: photos.as_ref(),
+        photos_digest: photos.as_ref().map_or(0, Photos::digest),
         existing: existing.as_ref(),
         base: &base,
         work: work_folder(set.place()),
@@ -373,6 +374,7 @@ struct Planned<'a> {
 struct Workshop<'a> {
     engine: &'a Engine,
     photos: Option<&'a Photos>,
+    photos_digest: u64,
     existing: Option<&'a ModelSet>,
     base: &'a Base,
     work: PathBuf,
@@ -380,7 +382,7 @@ struct Workshop<'a> {
 
 impl<'a> Workshop<'a> {
     fn plan(&self, step: &'a Step) -> Planned<'a> {
-        let photos = self.photos.map_or(0, Photos::digest);
+        let photos = self.photos_digest;
         let mut networks = vec![self.base.digest];
         for change in &step.changes {
             let before = *networks.last().expect("never empty");
@@ -521,9 +523,9 @@ impl<'a> Workshop<'a> {
             &networks[at.expect("opened before")]
         };
         let mut integers = Vec::new();
-        for planned in &new {
+        for planned in planned {
             let Form { side, convolutions, .. } = planned.step.form;
-            integers.push(if convolutions == Precision::Int8 {
+            integers.push(if planned.reused.is_none() && convolutions == Precision::Int8 {
                 let name = &planned.step.name;
                 let photos = self.photos.ok_or_else(|| BuildError::NoPhotos(name.clone()))?;
                 progress.now(&format!("{name}: ranges of activations"));
@@ -535,11 +537,10 @@ impl<'a> Workshop<'a> {
         progress.begin(work(new.iter().map(|planned| (network(planned), planned.step.form))));
         let mut writer = VariantWriter::new(set, files, progress);
         let mut variants: Vec<Variant> = kept.into_iter().cloned().collect();
-        for planned in planned {
-            let variant = match planned.reused {
+        for (planned, integers) in planned.iter().zip(&integers) {
+            variants.push(match planned.reused {
                 Some(variant) => variant.clone(),
                 None => {
-                    let at = new.iter().position(|new| std::ptr::eq(*new, planned));
                     let step = planned.step;
                     writer.write(&Described {
                         name: &step.name,
@@ -550,26 +551,20 @@ impl<'a> Workshop<'a> {
                         },
                         network: network(planned),
                         form: step.form,
-                        integers: &integers[at.expect("it is new")],
+                        integers,
                         recipe: Some(planned.recipe.clone()),
                     })?
                 }
-            };
-            match variants.iter_mut().find(|other| other.name == variant.name) {
-                Some(replaced) => *replaced = variant,
-                None => variants.push(variant),
-            }
+            });
         }
         let files = writer.finish();
         let labels = set.write("labels.txt", labels::text(&self.base.labels).as_bytes())?;
-        let read =
-            |path: &str| variants.iter().any(|v| v.weights.iter().any(|weights| weights == path));
         Ok(Manifest {
             format: manifest::FORMAT,
             name: build.name.clone(),
             labels: labels.path,
             preprocess: self.base.preprocess.clone(),
-            files: files.into_iter().filter(|file| read(&file.path)).collect(),
+            files,
             variants,
         })
     }
@@ -579,10 +574,6 @@ impl<'a> Workshop<'a> {
 fn first_of<'a>(planned: &Planned<'_>, build: &'a Build) -> &'a str {
     let same = |step: &&Step| step.changes == planned.step.changes;
     &build.steps.iter().find(same).expect("the variant itself").name
-}
-
-fn hex(digest: u64) -> String {
-    format!("{digest:016x}")
 }
 
 /// What was done, for people.

@@ -3,6 +3,11 @@
 
 use crate::network::Network;
 
+/// A finished checksum as 16 digits.
+pub fn hex(digest: u64) -> String {
+    format!("{digest:016x}")
+}
+
 /// A checksum on its way.
 #[derive(Clone, Copy, Debug)]
 pub struct Digest(u64);

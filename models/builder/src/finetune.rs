@@ -33,7 +33,7 @@ use std::time::Duration;
 use thiserror::Error;
 use vggd::model::Engine;
 
-use crate::digest::Digest;
+use crate::digest::{Digest, hex};
 use crate::network::Network;
 use crate::progress::Progress;
 use crate::topology::{BASELINE_SIDE, REDUCTION};
@@ -335,7 +335,6 @@ fn check(
 }
 
 fn identity(student: &Network<'_>, teacher: u64, photos: u64, options: &Options) -> Identity {
-    let hex = |digest: u64| format!("{digest:016x}");
     let Options { batch, learning_rate, temperature, label_weight, crops, seed, .. } = options;
     let Options { freeze_linears, side, teacher_side, .. } = options;
     Identity(vec![

@@ -9,6 +9,7 @@ use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Tile};
 
 use crate::network::{Layer, Network};
 use crate::regression::times_transposed;
+use crate::scale::windows;
 use crate::topology::{CONVOLUTIONS, POOLED, POOLED_SIDE};
 
 /// What flows between two convolutions.
@@ -173,13 +174,12 @@ pub fn pooled(map: &Map) -> Vec<f32> {
     if map.side == POOLED_SIDE {
         return planar;
     }
-    let span = |p: usize| p * map.side / POOLED_SIDE..((p + 1) * map.side).div_ceil(POOLED_SIDE);
+    let windows = windows(map.side);
     let mut pooled = Vec::with_capacity(map.channels * POOLED_SIDE * POOLED_SIDE);
     for channel in planar.chunks(map.side * map.side) {
-        for (row, column) in (0..POOLED_SIDE * POOLED_SIDE).map(|p| (p / 7, p % 7)) {
-            let (rows, columns) = (span(row), span(column));
+        for (rows, columns) in windows.iter().flat_map(|y| windows.iter().map(move |x| (y, x))) {
             let count = rows.len() * columns.len();
-            let sum: f32 = (rows.into_iter())
+            let sum: f32 = (rows.clone())
                 .flat_map(|y| columns.clone().map(move |x| (y, x)))
                 .map(|(y, x)| channel[y * map.side + x])
                 .sum();
@@ -198,14 +198,23 @@ pub fn classify(network: &Network<'_>, pooled: &[f32]) -> Vec<f32> {
     let rows = pooled.len() / network.linears[0].weight.shape()[1];
     let mut x = pooled.to_vec();
     for (index, layer) in network.linears.iter().enumerate() {
-        let bias = layer.bias.values();
-        x = times_transposed(&x, rows, &layer.weight.values(), bias.len());
-        for row in x.chunks_mut(bias.len()) {
-            for (value, bias) in row.iter_mut().zip(bias.iter()) {
-                let sum = *value + bias;
-                *value = if index < 2 { sum.max(0.0) } else { sum };
-            }
+        x = linear(layer, &x, rows);
+        if index < 2 {
+            x.iter_mut().for_each(|value| *value = value.max(0.0));
         }
     }
     x
+}
+
+/// What a linear layer gives for `rows` rows of inputs, row-major, before anything after it.
+///
+/// # Panics
+/// If a row is not as long as the layer has columns.
+pub fn linear(layer: &Layer<'_>, x: &[f32], rows: usize) -> Vec<f32> {
+    let bias = layer.bias.values();
+    let mut y = times_transposed(x, rows, &layer.weight.values(), bias.len());
+    for row in y.chunks_mut(bias.len()) {
+        row.iter_mut().zip(bias.iter()).for_each(|(value, bias)| *value += bias);
+    }
+    y
 }

@@ -162,12 +162,14 @@ impl Plan {
     }
 }
 
+/// A plan's list of variants alone.
+#[derive(Deserialize)]
+struct Variants {
+    variant: Vec<PlannedVariant>,
+}
+
 /// Those of [`DEFAULT_VARIANTS`].
 pub fn default_variants() -> Vec<PlannedVariant> {
-    #[derive(Deserialize)]
-    struct Variants {
-        variant: Vec<PlannedVariant>,
-    }
     let variants: Variants = toml::from_str(DEFAULT_VARIANTS).expect("the default plan is valid");
     variants.variant
 }
@@ -257,10 +259,6 @@ mod tests {
     use super::*;
 
     fn steps_of(text: &str) -> Result<Vec<Step>, String> {
-        #[derive(Deserialize)]
-        struct Variants {
-            variant: Vec<PlannedVariant>,
-        }
         let variants: Variants = toml::from_str(text).map_err(|error| error.to_string())?;
         steps(&variants.variant).map_err(|error| error.to_string())
     }

@@ -23,7 +23,7 @@ use crate::network::{Layer, Network};
 use crate::photos::{Photos, PhotosError};
 use crate::progress::{Interrupted, Progress};
 use crate::quantize::GROUP;
-use crate::topology::{BASELINE_SIDE, Topology};
+use crate::topology::BASELINE_SIDE;
 
 /// Filters come in multiples of this, so that kernels' blocks of channels are full.
 pub const BLOCK: usize = 16;
@@ -149,7 +149,8 @@ fn block(network: &Network<'_>, index: usize) -> usize {
 }
 
 /// Multiply-accumulates at 224 x 224 without those of layers that hand their input on.
-pub fn counted_macs(network: &Network<'_>, topology: &Topology) -> u64 {
+pub fn counted_macs(network: &Network<'_>) -> u64 {
+    let topology = network.topology();
     let per_layer = topology.convolution_macs(BASELINE_SIDE);
     let idle: u64 = (network.convolutions.iter().zip(per_layer))
         .filter(|(layer, _)| is_identity(layer))

@@ -90,7 +90,7 @@ impl Fold {
 }
 
 /// What each of the 7 pooled positions along one side averages.
-fn windows(from: usize) -> [std::ops::Range<usize>; POOLED_SIDE] {
+pub(crate) fn windows(from: usize) -> [std::ops::Range<usize>; POOLED_SIDE] {
     std::array::from_fn(|p| p * from / POOLED_SIDE..((p + 1) * from).div_ceil(POOLED_SIDE))
 }
 

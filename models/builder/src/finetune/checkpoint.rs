@@ -23,7 +23,7 @@ use candle_core::{Result as Computed, Tensor as Values, safetensors as file};
 use super::model::Parameter;
 use super::optimizer::Moments;
 use super::{FinetuneError, Judgement};
-use crate::digest::Digest;
+use crate::digest::{Digest, hex};
 use crate::network::{Layer, Network};
 use crate::source::Source;
 use crate::tensor::Tensor;
@@ -255,7 +255,7 @@ impl Checkpoint {
             lines.push(format!("best = {}", judgement_text(judgement)));
             lines.push(format!("best step = {step}"));
         }
-        lines.extend(files.iter().map(|(step, digest)| format!("file {step} = {digest:016x}")));
+        lines.extend(files.iter().map(|(step, digest)| format!("file {step} = {}", hex(*digest))));
         lines.join("\n") + "\n"
     }
 

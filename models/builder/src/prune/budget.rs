@@ -20,11 +20,11 @@ pub(super) fn spend(
     layers: &[Sensitivity],
     share: f64,
 ) -> Result<Kept, PruneError> {
-    let target = share * counted_macs(network, &network.topology()) as f64;
+    let whole = counted_macs(network) as f64;
+    let target = share * whole;
     let chain = Chain::new(network, layers);
     let least = chain.macs(&chain.cheapest(f64::MAX));
     if least > target {
-        let whole = counted_macs(network, &network.topology()) as f64;
         return Err(PruneError::Target(format!(
             "share of MACs {share}: no less than {:.3} can be reached",
             least / whole
@@ -59,8 +59,7 @@ pub(super) fn spend(
 }
 
 /// The layers that do work, and what each may keep.
-struct Chain<'a> {
-    layers: &'a [Sensitivity],
+struct Chain {
     /// Filters and damage, for each layer.
     choices: Vec<Vec<(usize, f64)>>,
     /// Multiply-accumulates per input and output channel.
@@ -71,8 +70,8 @@ struct Chain<'a> {
     rest: f64,
 }
 
-impl<'a> Chain<'a> {
-    fn new(network: &Network<'_>, layers: &'a [Sensitivity]) -> Self {
+impl Chain {
+    fn new(network: &Network<'_>, layers: &[Sensitivity]) -> Self {
         let choices = (layers.iter())
             .map(|sensitivity| {
                 let filters = network.convolutions[sensitivity.layer].outputs();
@@ -94,7 +93,7 @@ impl<'a> Chain<'a> {
         let macs = |outputs: usize, inputs: usize| (outputs * inputs) as f64;
         let rest = rest.iter().map(|l| macs(l.outputs(), l.weight.shape()[1])).sum();
         let per_feature = macs(first.outputs(), POOLED_SIDE * POOLED_SIDE);
-        Self { layers, choices, per_pair, per_feature, rest }
+        Self { choices, per_pair, per_feature, rest }
     }
 
     fn macs(&self, counts: &[usize]) -> f64 {
@@ -142,6 +141,7 @@ impl<'a> Chain<'a> {
     /// Gives back filters as long as the target allows, each time those that help most.
     fn fill(&self, mut counts: Vec<usize>, target: f64) -> Vec<usize> {
         loop {
+            let now = self.macs(&counts);
             let more = (0..counts.len()).filter_map(|index| {
                 let choices = &self.choices[index];
                 let at = choices.iter().position(|choice| choice.0 == counts[index])?;
@@ -149,7 +149,7 @@ impl<'a> Chain<'a> {
                 let mut counts = counts.clone();
                 counts[index] = next.0;
                 let macs = self.macs(&counts);
-                let gain = (choices[at].1 - next.1) / (macs - self.macs_of(index, at, &counts));
+                let gain = (choices[at].1 - next.1) / (macs - now);
                 (macs <= target).then_some((gain, counts))
             });
             match more.max_by(|a, b| a.0.total_cmp(&b.0)) {
@@ -157,13 +157,5 @@ impl<'a> Chain<'a> {
                 None => return counts,
             }
         }
-    }
-
-    /// Multiply-accumulates of `counts` with choice `at` for layer `index`.
-    fn macs_of(&self, index: usize, at: usize, counts: &[usize]) -> f64 {
-        debug_assert_eq!(self.layers.len(), counts.len());
-        let mut counts = counts.to_owned();
-        counts[index] = self.choices[index][at].0;
-        self.macs(&counts)
     }
 }

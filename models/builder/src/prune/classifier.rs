@@ -8,7 +8,7 @@ use vggd::model::Engine;
 
 use super::PruneError;
 use super::correct::run;
-use crate::forward::{Convolution, Map, pooled};
+use crate::forward::{Convolution, Map, linear, pooled};
 use crate::network::{Layer, Network};
 use crate::photos::Photos;
 use crate::progress::Progress;
@@ -64,15 +64,15 @@ pub(super) fn correct<'a>(
         progress.now(&format!("correcting {}", before.name));
         let relu = index < 2;
         let outputs = before.outputs();
-        wanted = sums(before, &wanted, photos.len());
-        let found = sums(&layers[index], &read, photos.len());
+        wanted = linear(before, &wanted, photos.len());
+        let found = linear(&layers[index], &read, photos.len());
         let row = read.len() / photos.len() + 1;
         let inputs = read.chunks(row - 1).flat_map(|x| x.iter().copied().chain([1.0])).collect();
         let samples = Samples { row, outputs, inputs, wanted };
         if let Some(change) = samples.nudge(&found, relu) {
             layers[index] = moved(&layers[index], &change.weight, &change.bias);
         }
-        read = sums(&layers[index], &read, photos.len());
+        read = linear(&layers[index], &read, photos.len());
         wanted = samples.wanted;
         if relu {
             [&mut wanted, &mut read].into_iter().flatten().for_each(|v| *v = v.max(0.0));
@@ -92,16 +92,6 @@ fn moved<'a>(layer: &Layer<'_>, weight: &[f32], bias: &[f32]) -> Layer<'a> {
         weight: add(&layer.weight, weight),
         bias: add(&layer.bias, bias),
     }
-}
-
-/// What a layer gives for rows of inputs.
-fn sums(layer: &Layer<'_>, x: &[f32], rows: usize) -> Vec<f32> {
-    let bias = layer.bias.values();
-    let mut y = times_transposed(x, rows, &layer.weight.values(), bias.len());
-    for row in y.chunks_mut(bias.len()) {
-        row.iter_mut().zip(bias.iter()).for_each(|(value, bias)| *value += bias);
-    }
-    y
 }
 
 /// The first linear layer, reading what the kept channels say about all of them.
