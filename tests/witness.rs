@@ -114,6 +114,7 @@ fn the_default_plan_computes_what_onnxruntime_computes() {
         start: Start::Weights {
             weights: folder.path().join("tiny.safetensors"),
             labels: folder.path().join("labels.txt"),
+            preprocess: Default::default(),
         },
         photos: Some(calibration),
         calibration: 8,
@@ -131,6 +132,7 @@ fn the_reference_set_computes_what_onnxruntime_computes() {
     let import = vggd_models::import::Import {
         source: folder.path().join("vgg19.safetensors"),
         labels: reference.join("imagenet-labels.txt"),
+        preprocess: Default::default(),
         out: folder.path().join("set"),
         name: "reference".to_owned(),
         force: false,

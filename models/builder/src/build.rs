@@ -46,6 +46,8 @@ pub enum Start {
         weights: PathBuf,
         /// One label per line.
         labels: PathBuf,
+        /// How the network was trained to see photos.
+        preprocess: Preprocess,
     },
     /// The float32 network of a variant of the set. All variants of the set stay.
     Variant(String),
@@ -249,17 +251,12 @@ impl Base {
         progress: &mut dyn Progress,
     ) -> Result<Self, BuildError> {
         let (path, known, labels, preprocess) = match &build.start {
-            Start::Weights { weights, labels } => {
-                (weights.clone(), None, labels::read(labels)?, Preprocess::default())
+            Start::Weights { weights, labels, preprocess } => {
+                (weights.clone(), None, labels::read(labels)?, preprocess.clone())
             }
             Start::Variant(name) => {
                 let set = existing.expect("opened before");
-                let variant = set.variant(name)?;
-                let float = float_of(set, variant).ok_or_else(|| BuildError::NotFloat {
-                    variant: name.clone(),
-                    form: variant.description.clone(),
-                    out: build.out.clone(),
-                })?;
+                let float = plain(set, name)?;
                 let known = float.recipe.as_ref().map(|recipe| recipe.network.clone());
                 let preprocess = set.manifest.preprocess.clone();
                 (set.directory.join(&float.graph), known, set.labels.clone(), preprocess)
@@ -286,6 +283,24 @@ impl Base {
     fn network(&self) -> Network<'_> {
         Network::read(&self.source).expect("it was read before")
     }
+}
+
+/// The network of a variant of a set, as it was trained or tuned.
+///
+/// # Errors
+/// [`BuildError`] when the set has no such variant, or only in another form.
+pub(crate) fn plain_source(set: &ModelSet, variant: &str) -> Result<Source, BuildError> {
+    Ok(Source::open(&set.directory.join(&plain(set, variant)?.graph))?)
+}
+
+/// The variant of the set that holds the network of the variant `name` in float32.
+fn plain<'a>(set: &'a ModelSet, name: &str) -> Result<&'a Variant, BuildError> {
+    let variant = set.variant(name)?;
+    float_of(set, variant).ok_or_else(|| BuildError::NotFloat {
+        variant: name.to_owned(),
+        form: variant.description.clone(),
+        out: set.directory.clone(),
+    })
 }
 
 /// The variant of the set that holds the network of `variant` as it was trained or tuned.
@@ -444,7 +459,7 @@ impl<'a> Workshop<'a> {
             let changed = match change {
                 Change::Prune(target) => {
                     let options = prune::Options::new(*target);
-                    prune(self.engine, &network, photos, &options, progress)?
+                    prune(self.engine, &network, photos, &options, self.folder()?, progress)?
                 }
                 Change::Finetune(minutes) => {
                     let teacher = self.base.network();
@@ -472,9 +487,14 @@ impl<'a> Workshop<'a> {
         Ok(())
     }
 
-    fn keep(&self, network: &Network<'_>, digest: u64) -> Result<(), BuildError> {
+    /// The work folder, which is there.
+    fn folder(&self) -> Result<&Path, BuildError> {
         fs::create_dir_all(&self.work).map_err(WriteError::io(&self.work))?;
-        let path = self.work.join(format!("{}.safetensors", hex(digest)));
+        Ok(&self.work)
+    }
+
+    fn keep(&self, network: &Network<'_>, digest: u64) -> Result<(), BuildError> {
+        let path = self.folder()?.join(format!("{}.safetensors", hex(digest)));
         let part = path.with_extension("part");
         source::write(&part, &network.tensors())
             .and_then(|()| fs::rename(&part, &path))
@@ -587,6 +607,10 @@ fn describe(step: &Step) -> String {
             Change::Prune(Target::Macs(share)) => {
                 format!("filters pruned to {:.0} % of the MACs", 100.0 * share)
             }
+            Change::Prune(Target::Parameters(share)) => {
+                format!("filters pruned to {:.0} % of the parameters", 100.0 * share)
+            }
+            Change::Prune(Target::Hidden(count)) => format!("{count} hidden units"),
             Change::Finetune(minutes) => format!("fine-tuned for {minutes} minutes"),
         });
     }

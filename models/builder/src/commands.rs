@@ -5,9 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use vggd::config::Config;
-use vggd::manifest::{Manifest, ModelSet, Recipe};
+use vggd::manifest::{Manifest, ModelSet, Preprocess, Recipe};
 use vggd::measure::Job;
 use vggd::model::Engine;
+use vggd_models::adapt::{Adapt, adapt as fit};
 use vggd_models::build::{Build, Start, build as make};
 use vggd_models::evaluate::{evaluate as judge, record};
 use vggd_models::fetch::{self, Fetch, Patience};
@@ -19,7 +20,7 @@ use vggd_models::plan::{self, Plan, PlannedPruning, PlannedVariant, Quantized, S
 use vggd_models::variant::Form;
 
 use crate::arguments::{
-    AddArguments, BuildArguments, EvaluateArguments, FetchArguments, FinetuneArguments,
+    AdaptArguments, AddArguments, BuildArguments, EvaluateArguments, FetchArguments, FinetuneArguments,
     ImportArguments, Layers, MeasureArguments, PruneArguments, QuantizeArguments, ScaleArguments,
 };
 use crate::bar::Bar;
@@ -53,6 +54,7 @@ pub(crate) fn import(arguments: ImportArguments) -> Result<()> {
     let request = Import {
         source: arguments.source,
         labels: arguments.labels,
+        preprocess: Preprocess::default(),
         out: arguments.out,
         name,
         force: arguments.force,
@@ -70,11 +72,8 @@ pub(crate) fn import(arguments: ImportArguments) -> Result<()> {
 }
 
 pub(crate) fn prune(arguments: PruneArguments) -> Result<()> {
-    let PruneArguments { add: arguments, ratio, macs } = arguments;
-    let prune = match macs {
-        Some(_) => PlannedPruning { ratio: None, macs },
-        None => PlannedPruning { ratio: Some(ratio), macs: None },
-    };
+    let PruneArguments { add: arguments, ratio, macs, parameters, hidden } = arguments;
+    let prune = PlannedPruning { ratio, macs, parameters, hidden };
     add(arguments, "pruned", PlannedVariant { prune: Some(prune), ..PlannedVariant::default() })
 }
 
@@ -143,7 +142,11 @@ pub(crate) fn build(arguments: BuildArguments) -> Result<()> {
     let request = Build {
         name: plan.name.unwrap_or(stem),
         out: plan.out,
-        start: Start::Weights { weights: plan.weights, labels: plan.labels },
+        start: Start::Weights {
+            weights: plan.weights,
+            labels: plan.labels,
+            preprocess: Preprocess::default(),
+        },
         photos: plan.photos,
         calibration: plan.calibration,
         steps: plan::steps(&plan.variants)?,
@@ -164,6 +167,24 @@ fn print(manifest: &Manifest, out: &Path, json: bool) -> Result<()> {
         report::json(&manifest.variants)?;
     } else {
         report::table(manifest, out)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn adapt(arguments: AdaptArguments) -> Result<()> {
+    let AdaptArguments { photos, set, from, out, name, force, threads, json } = arguments;
+    let name = name.unwrap_or_else(|| {
+        out.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    });
+    let request = Adapt { photos, set, from, out, name, force };
+    let mut bar = Bar::new().context("cannot wait for signals")?;
+    let result = fit(&Engine::new(threads), &request, &mut bar);
+    bar.clear();
+    let outcome = result?;
+    if json {
+        report::json(&[outcome.estimate])?;
+    } else {
+        report::adapted(&outcome, &request.out)?;
     }
     Ok(())
 }

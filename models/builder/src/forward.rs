@@ -35,6 +35,16 @@ impl Map {
     }
 
     /// The numbers as they lie in memory.
+    pub fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.values)
+    }
+
+    /// The numbers as they lie in memory.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        bytemuck::cast_slice_mut(&mut self.values)
+    }
+
+    /// The numbers as they lie in memory.
     pub fn values(&self) -> &[f32] {
         &self.values
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use vggd::manifest::Manifest;
+use vggd::manifest::{Manifest, Preprocess};
 use vggd::model::Engine;
 
 use crate::build::{Build, BuildError, Start, build};
@@ -21,6 +21,8 @@ pub struct Import {
     pub source: PathBuf,
     /// A text file with one label per class.
     pub labels: PathBuf,
+    /// How the network was trained to see photos.
+    pub preprocess: Preprocess,
     /// The model set's folder.
     pub out: PathBuf,
     /// What the set is called, for people.
@@ -38,7 +40,11 @@ pub fn import(import: &Import, progress: &mut dyn Progress) -> Result<Manifest, 
     let request = Build {
         out: import.out.clone(),
         name: import.name.clone(),
-        start: Start::Weights { weights: import.source.clone(), labels: import.labels.clone() },
+        start: Start::Weights {
+            weights: import.source.clone(),
+            labels: import.labels.clone(),
+            preprocess: import.preprocess.clone(),
+        },
         photos: None,
         calibration: 0,
         steps: vec![

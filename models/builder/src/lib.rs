@@ -19,13 +19,15 @@
 //!   DIR              set: written beside its place, checksummed, moved there in one step
 //! ```
 //!
-//! [`build`] strings them together as a [`plan`] says, [`import`] without photos. Photos go through
-//! a network in [`forward`] and its answers are compared in [`judge`]. Nothing in the daemon depends
+//! [`build`] strings them together as a [`plan`] says, [`import`] without photos; [`adapt`] refits the
+//! classifier for other classes. Photos go through a network in [`forward`] and its answers are
+//! compared in [`judge`]. Nothing in the daemon depends
 //! on this crate; its tests use [`tiny`].
 
 #[cfg(target_endian = "big")]
 compile_error!("ONNX and safetensors are little-endian, and this crate maps them as they are");
 
+pub mod adapt;
 pub mod build;
 pub mod evaluate;
 pub mod import;

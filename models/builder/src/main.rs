@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Command::Quantize(arguments) => commands::quantize(arguments),
         Command::Scale(arguments) => commands::scale(arguments),
         Command::Build(arguments) => commands::build(arguments),
+        Command::Adapt(arguments) => commands::adapt(arguments),
         Command::Evaluate(arguments) => commands::evaluate(arguments),
         Command::Measure(arguments) => commands::measure(arguments),
     };

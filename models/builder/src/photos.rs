@@ -150,6 +150,23 @@ impl Photos {
         Ok(preprocess::to_input(&self.decode(index)?, side, &self.preprocess))
     }
 
+    /// A view of photo `index`, as [`input`](Self::input) gives the whole.
+    ///
+    /// # Errors
+    /// [`PhotosError::Io`] or [`PhotosError::Decode`].
+    ///
+    /// # Panics
+    /// If there is no such photo.
+    pub fn view(&self, photo: usize, view: View, side: usize) -> Result<Vec<f32>, PhotosError> {
+        let whole = self.decode(photo)?;
+        let Some(frame) = view.frame(whole.width(), whole.height()) else {
+            return Ok(preprocess::to_input(&whole, side, &self.preprocess));
+        };
+        // A square of the frame's content fills the input: what resizing adds is cropped off again.
+        let plain = Preprocess { resize: 1.0, ..self.preprocess.clone() };
+        Ok(preprocess::to_input(&cut(&whole, frame), side, &plain))
+    }
+
     fn decode(&self, index: usize) -> Result<Photo, PhotosError> {
         let path = &self.entries[index].path;
         let bytes =
@@ -184,13 +201,7 @@ impl Examples for Photos {
         view: View,
         side: usize,
     ) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        let whole = self.decode(photo)?;
-        let Some(frame) = view.frame(whole.width(), whole.height()) else {
-            return Ok(preprocess::to_input(&whole, side, &self.preprocess));
-        };
-        // A square of the frame's content fills the input: what resizing adds is cropped off again.
-        let plain = Preprocess { resize: 1.0, ..self.preprocess.clone() };
-        Ok(preprocess::to_input(&cut(&whole, frame), side, &plain))
+        Ok(self.view(photo, view, side)?)
     }
 }
 

@@ -77,6 +77,28 @@ pub struct PlannedPruning {
     pub ratio: Option<f64>,
     /// Down to this share of the multiply-accumulates.
     pub macs: Option<f64>,
+    /// Down to this share of the parameters.
+    pub parameters: Option<f64>,
+    /// Down to so many units in each hidden layer of the classifier.
+    pub hidden: Option<usize>,
+}
+
+impl PlannedPruning {
+    fn target(self) -> Result<Target, String> {
+        let Self { ratio, macs, parameters, hidden } = self;
+        let named = [
+            ratio.map(Target::Ratio),
+            macs.map(Target::Macs),
+            parameters.map(Target::Parameters),
+            hidden.map(Target::Hidden),
+        ];
+        let mut named = named.into_iter().flatten();
+        let target = named.next().unwrap_or(Target::Ratio(prune::RATIO));
+        match named.next() {
+            None => Ok(target),
+            Some(_) => Err("prune has one of ratio, macs, parameters and hidden".to_owned()),
+        }
+    }
 }
 
 /// What becomes int8.
@@ -216,13 +238,8 @@ pub fn change(
     (mut changes, mut form): (Vec<Change>, Form),
     variant: &PlannedVariant,
 ) -> Result<(Vec<Change>, Form), String> {
-    if let Some(PlannedPruning { ratio, macs }) = variant.prune {
-        let target = match (ratio, macs) {
-            (Some(ratio), None) => Target::Ratio(ratio),
-            (None, Some(macs)) => Target::Macs(macs),
-            (None, None) => Target::Ratio(prune::RATIO),
-            (Some(_), Some(_)) => return Err("prune has either ratio or macs".to_owned()),
-        };
+    if let Some(planned) = variant.prune {
+        let target = planned.target()?;
         prune::check(target).map_err(|error| error.to_string())?;
         changes.push(Change::Prune(target));
     }
@@ -292,7 +309,7 @@ mod tests {
             ("[[variant]]\nname = 'a/b'", "a name is made of"),
             ("[[variant]]\nname = 'a'\nside = 100", "100"),
             ("[[variant]]\nname = 'a'\nprune = { ratio = 1.5 }", "1.5"),
-            ("[[variant]]\nname = 'a'\nprune = { ratio = 0.1, macs = 0.5 }", "either"),
+            ("[[variant]]\nname = 'a'\nprune = { ratio = 0.1, macs = 0.5 }", "one of ratio, macs"),
             ("[[variant]]\nname = 'a'\nfinetune_minutes = 0.0", "more than 0"),
             ("[[variant]]\nname = 'a'\nquantise = 'all'", "quantise"),
         ] {

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! Target::Ratio   the same share of every layer's filters, smallest L2 norm first (Li et al. 2017)
-//! Target::Macs    sensitivity: what each layer loses when it does without some of its inputs
-//!                 budget: how many filters each layer keeps, so that the target costs least
-//! both            correct: every layer after a pruned one refitted on calibration photos
+//! Target::Macs,   in stages, each from what the one before left:
+//! ::Parameters      sensitivity: what each layer loses when it does without some of its inputs
+//!                   budget: how many filters each layer keeps, so that the target costs least
+//! all of these    correct: every layer after a pruned one refitted on calibration photos
+//! Target::Hidden  hidden: fewer units in the classifier
 //! ```
 //!
 //! A layer that only hands its input on (the middle weight of each filter 1, all others 0) loses
@@ -14,7 +16,13 @@
 mod budget;
 mod classifier;
 mod correct;
+mod hidden;
+mod passage;
 mod sensitivity;
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use vggd::model::Engine;
@@ -28,6 +36,15 @@ use crate::topology::BASELINE_SIDE;
 /// Filters come in multiples of this, so that kernels' blocks of channels are full.
 pub const BLOCK: usize = 16;
 
+/// Share of what is to be saved that a stage leaves, at the least.
+const STAGE: f64 = 0.7;
+
+/// Times that a fit is repeated for what the ReLU cuts off.
+const ROUNDS: usize = 12;
+
+/// The same where only the next stage depends on it.
+const DRAFT_ROUNDS: usize = 3;
+
 /// Share of every layer's filters that goes when nothing else is asked for.
 pub const RATIO: f64 = 0.10;
 
@@ -38,6 +55,10 @@ pub enum Target {
     Ratio(f64),
     /// Down to this share of the multiply-accumulates, wherever it hurts least.
     Macs(f64),
+    /// Down to this share of the weights and biases, by taking filters wherever it hurts least.
+    Parameters(f64),
+    /// Down to so many units in each hidden layer of the classifier.
+    Hidden(usize),
 }
 
 /// What to prune, and how.
@@ -59,7 +80,7 @@ impl Options {
     pub fn new(target: Target) -> Self {
         let (first, ridge) = match target {
             Target::Ratio(_) => (4, 1e-4),
-            Target::Macs(_) => (0, 1e-3),
+            Target::Macs(_) | Target::Parameters(_) | Target::Hidden(_) => (0, 1e-3),
         };
         Self { target, first, ridge }
     }
@@ -71,6 +92,14 @@ pub enum PruneError {
     /// Give another ratio or target.
     #[error("{0}")]
     Target(String),
+    /// What the photos are on their way could not be kept: make room there.
+    #[error("{}: {error}", path.display())]
+    Scratch {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
     /// Calibration photos cannot be used.
     #[error(transparent)]
     Photos(#[from] PhotosError),
@@ -79,7 +108,8 @@ pub enum PruneError {
     Interrupted(#[from] Interrupted),
 }
 
-/// Prunes `network` and corrects it on `photos`.
+/// Prunes `network` and corrects it on `photos`. Needs room for files in the folder `scratch`, where
+/// it leaves none: about 3 MB per photo for a VGG-19 of the original widths.
 ///
 /// # Errors
 /// [`PruneError`].
@@ -88,24 +118,48 @@ pub fn prune<'a>(
     network: &Network<'a>,
     photos: &Photos,
     options: &Options,
+    scratch: &Path,
     progress: &mut dyn Progress,
 ) -> Result<Network<'a>, PruneError> {
     check(options.target)?;
-    let kept = match options.target {
-        Target::Ratio(ratio) => smallest_norms(network, ratio, options.first),
-        Target::Macs(share) => {
-            let layers = sensitivity::measure(
-                engine,
-                network,
-                photos,
-                options.ridge,
-                options.first,
-                progress,
-            )?;
-            budget::spend(network, &layers, share)?
-        }
+    let site = Site { engine, photos, scratch };
+    let correct = |kept: &Kept, rounds: usize, progress: &mut dyn Progress| {
+        correct::correct(&site, network, kept, options.ridge, rounds, progress)
     };
-    correct::correct(engine, network, &kept, photos, options.ridge, progress)
+    let (share, cost) = match options.target {
+        Target::Ratio(ratio) => {
+            return correct(&smallest_norms(network, ratio, options.first), ROUNDS, progress);
+        }
+        Target::Hidden(count) => {
+            return hidden::narrow(&site, network, count, options.ridge, progress);
+        }
+        Target::Macs(share) => (share, Cost::Macs),
+        Target::Parameters(share) => (share, Cost::Parameters),
+    };
+    // Damages measured one layer at a time do not simply add up, so no stage goes far.
+    let stages = (share.ln() / STAGE.ln()).ceil() as i32;
+    let whole = cost.of(network) as f64;
+    let mut kept: Kept = network.convolutions.iter().map(|l| (0..l.outputs()).collect()).collect();
+    let mut pruned = network.clone();
+    for stage in 1..=stages {
+        let layers = sensitivity::measure(&site, network, &pruned, options, progress)?;
+        let target = whole * share.powf(f64::from(stage) / f64::from(stages));
+        let further = budget::spend(&pruned, &layers, cost, target)?;
+        for (kept, further) in kept.iter_mut().zip(further) {
+            *kept = further.into_iter().map(|filter| kept[filter]).collect();
+        }
+        let rounds = if stage == stages { ROUNDS } else { DRAFT_ROUNDS };
+        pruned = correct(&kept, rounds, progress)?;
+    }
+    Ok(pruned)
+}
+
+/// With what it is done, and where.
+#[derive(Clone, Copy)]
+struct Site<'a> {
+    engine: &'a Engine,
+    photos: &'a Photos,
+    scratch: &'a Path,
 }
 
 /// The filters that each convolution keeps, sorted.
@@ -119,6 +173,12 @@ pub fn check(target: Target) -> Result<(), PruneError> {
     let (what, share) = match target {
         Target::Ratio(share) => ("ratio", share),
         Target::Macs(share) => ("share of MACs", share),
+        Target::Parameters(share) => ("share of parameters", share),
+        Target::Hidden(count) if count > 0 && count.is_multiple_of(GROUP) => return Ok(()),
+        Target::Hidden(count) => {
+            let message = format!("{count} hidden units: must be a multiple of {GROUP}");
+            return Err(PruneError::Target(message));
+        }
     };
     if share > 0.0 && share < 1.0 {
         return Ok(());
@@ -148,15 +208,42 @@ fn block(network: &Network<'_>, index: usize) -> usize {
     if worker(network, last) <= index { GROUP } else { BLOCK }
 }
 
-/// Multiply-accumulates at 224 x 224 without those of layers that hand their input on.
-pub fn counted_macs(network: &Network<'_>) -> u64 {
-    let topology = network.topology();
-    let per_layer = topology.convolution_macs(BASELINE_SIDE);
-    let idle: u64 = (network.convolutions.iter().zip(per_layer))
-        .filter(|(layer, _)| is_identity(layer))
-        .map(|(_, macs)| macs)
-        .sum();
-    topology.macs(BASELINE_SIDE) - idle
+/// What can be saved by pruning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cost {
+    /// Multiply-accumulates at 224 x 224.
+    Macs,
+    /// Weights and biases.
+    Parameters,
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Macs => "multiply-accumulates",
+            Self::Parameters => "parameters",
+        })
+    }
+}
+
+impl Cost {
+    /// How much of it a network has, without what belongs to layers that hand their input on.
+    pub fn of(self, network: &Network<'_>) -> u64 {
+        let topology = network.topology();
+        let (whole, per_layer) = match self {
+            Self::Macs => {
+                (topology.macs(BASELINE_SIDE), topology.convolution_macs(BASELINE_SIDE))
+            }
+            Self::Parameters => {
+                (topology.parameters(BASELINE_SIDE), topology.convolution_parameters())
+            }
+        };
+        let idle: u64 = (network.convolutions.iter().zip(per_layer))
+            .filter(|(layer, _)| is_identity(layer))
+            .map(|(_, count)| count)
+            .sum();
+        whole - idle
+    }
 }
 
 fn smallest_norms(network: &Network<'_>, ratio: f64, first: usize) -> Kept {

@@ -56,6 +56,49 @@ pub fn times_transposed(x: &[f32], rows: usize, weight: &[f32], outputs: usize) 
     y
 }
 
+/// X W for `x` of `rows` rows and a `weight` of `columns` columns, all row-major: rows x columns.
+///
+/// # Panics
+/// If the lengths do not fit each other.
+pub fn times(x: &[f32], rows: usize, weight: &[f32], columns: usize) -> Vec<f32> {
+    let mut y = vec![0.0; rows * columns];
+    let inner = weight.len() / columns;
+    let x = MatRef::from_row_major_slice(x, rows, inner);
+    let weight = MatRef::from_row_major_slice(weight, inner, columns);
+    let to = MatMut::from_row_major_slice_mut(&mut y, rows, columns);
+    matmul(to, Accum::Replace, x, weight, 1.0, Par::rayon(0));
+    y
+}
+
+/// X^T Y for `x` of `columns` and `y` of `others` columns, all row-major: columns x others.
+///
+/// # Panics
+/// If the lengths do not fit each other.
+pub fn transposed_times(x: &[f32], columns: usize, y: &[f32], others: usize) -> Vec<f32> {
+    let mut product = vec![0.0; columns * others];
+    let rows = x.len() / columns;
+    let x = MatRef::from_row_major_slice(x, rows, columns);
+    let y = MatRef::from_row_major_slice(y, rows, others);
+    let to = MatMut::from_row_major_slice_mut(&mut product, columns, others);
+    matmul(to, Accum::Replace, x.transpose(), y, 1.0, Par::rayon(0));
+    product
+}
+
+/// (G + `penalty` I)^-1 Y for a `gram` matrix G and `wanted` Y of `outputs` columns, all row-major:
+/// ridge regression in the space of the samples.
+///
+/// # Panics
+/// If the lengths do not fit each other.
+pub fn solve(gram: &[f32], penalty: f64, wanted: &[f32], outputs: usize) -> Vec<f32> {
+    let rows = wanted.len() / outputs;
+    let matrix = Mat::from_fn(rows, rows, |i, j| f64::from(gram[i * rows + j]));
+    let (factor, _) = factor(matrix, rows, penalty);
+    let mut right = Mat::from_fn(rows, outputs, |i, j| f64::from(wanted[i * outputs + j]));
+    factor.solve_in_place(right.as_mut());
+    let at = |i: usize| right[(i / outputs, i % outputs)] as f32;
+    (0..rows * outputs).map(at).collect()
+}
+
 impl Statistics {
     /// No sample yet, of rows of `columns` inputs (without the constant) and `outputs` outputs.
     pub fn new(columns: usize, outputs: usize) -> Self {

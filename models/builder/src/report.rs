@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 use vggd::manifest::{Manifest, Variant};
 use vggd::measure::Measurement;
+use vggd_models::adapt::{ClassEstimate, Estimate, Outcome};
 use vggd_models::evaluate::{Evaluation, Share};
 use vggd_models::fetch::Fetched;
 
@@ -14,6 +15,26 @@ pub(crate) fn table(manifest: &Manifest, out: &Path) -> io::Result<()> {
     let header = ["variant", "input", "parameters", "MACs", "size"].map(str::to_owned);
     aligned(&[header].into_iter().chain(manifest.variants.iter().map(row)).collect::<Vec<_>>())?;
     writeln!(io::stdout(), "\n{}", out.display())
+}
+
+/// A set for own classes, and what to expect of it.
+pub(crate) fn adapted(outcome: &Outcome, out: &Path) -> io::Result<()> {
+    let Estimate { photos, top1, interval: [low, high], classes } = &outcome.estimate;
+    let mut rows = vec![["class", "photos", "recognised"].map(str::to_owned)];
+    for ClassEstimate { label, photos, right } in classes {
+        let share = 100.0 * *right as f64 / *photos as f64;
+        rows.push([label.clone(), photos.to_string(), format!("{right}  {share:3.0} %")]);
+    }
+    aligned(&rows)?;
+    writeln!(
+        io::stdout(),
+        "\n{:.1} % of {photos} photos were recognised by classifiers fitted without them (95 % \
+         interval {:.1} to {:.1} %)\n",
+        100.0 * top1,
+        100.0 * low,
+        100.0 * high
+    )?;
+    table(&outcome.manifest, out)
 }
 
 /// What variants are worth, one line each.

@@ -43,6 +43,7 @@ pub fn set(folder: &Path, classes: usize) -> Result<PathBuf, BuildError> {
     let request = Import {
         source: folder.join("tiny.safetensors"),
         labels: folder.join("labels.txt"),
+        preprocess: Default::default(),
         out: folder.join("set"),
         name: "tiny".to_owned(),
         force: false,

@@ -50,13 +50,16 @@ impl Topology {
 
     /// Weights and biases.
     pub fn parameters(&self, input_side: usize) -> u64 {
-        let convolutions = (self.convolution_inputs().into_iter())
-            .zip(self.channels)
-            .map(|(input, output)| 9 * input * output + output);
         let linears = (self.linear_inputs(input_side).into_iter())
             .zip(self.linear_outputs())
-            .map(|(input, output)| input * output + output);
-        convolutions.chain(linears).map(|count| count as u64).sum()
+            .map(|(input, output)| (input * output + output) as u64);
+        self.convolution_parameters().into_iter().sum::<u64>() + linears.sum::<u64>()
+    }
+
+    /// Weights and biases of each convolution.
+    pub fn convolution_parameters(&self) -> [u64; 16] {
+        let inputs = self.convolution_inputs();
+        std::array::from_fn(|i| (9 * inputs[i] * self.channels[i] + self.channels[i]) as u64)
     }
 
     /// Multiply-accumulates of each convolution: those of a direct one, padding included.

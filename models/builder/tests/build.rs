@@ -57,6 +57,7 @@ impl Place {
             start: Start::Weights {
                 weights: self.path("tiny.safetensors"),
                 labels: self.path("labels.txt"),
+                preprocess: Default::default(),
             },
             photos: Some(self.path("photos")),
             calibration: 8,
@@ -250,7 +251,7 @@ fn correction_takes_back_what_other_filters_know() {
     for target in [Target::Ratio(0.3), Target::Macs(0.9)] {
         let cost = |ridge| {
             let options = Options { ridge, ..Options::new(target) };
-            let pruned = prune(&engine, &network, &photos, &options, &mut ()).unwrap();
+            let pruned = prune(&engine, &network, &photos, &options, place.folder.path(), &mut ()).unwrap();
             judge::divergence(&whole, &answers(&pruned), CLASSES)
         };
         // So strong a ridge leaves weights as they were, and corrects biases only.

@@ -21,6 +21,7 @@ fn request(folder: &Path) -> Import {
     Import {
         source: folder.join("tiny.safetensors"),
         labels: folder.join("labels.txt"),
+        preprocess: Default::default(),
         out: folder.join("set"),
         name: "tiny".to_owned(),
         force: false,

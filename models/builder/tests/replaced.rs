@@ -49,6 +49,7 @@ fn request(folder: &Path, out: PathBuf) -> Import {
     let request = Import {
         source: folder.join("tiny.safetensors"),
         labels: folder.join("labels.txt"),
+        preprocess: Default::default(),
         out,
         name: "tiny".to_owned(),
         force: true,

@@ -187,6 +187,7 @@ fn half_precision_weights_give_a_float32_set() {
     let request = import::Import {
         source: half,
         labels: folder.path().join("labels.txt"),
+        preprocess: Default::default(),
         out: folder.path().join("from-half"),
         name: "half".to_owned(),
         force: false,

@@ -1,12 +1,12 @@
-//! How many filters each layer keeps, so that a share of the multiply-accumulates is left and the
-//! answers suffer least.
+//! How many filters each layer keeps, so that a share of the multiply-accumulates or of the parameters
+//! is left and the answers suffer least.
 //!
 //! A layer's cost is its inputs times its outputs, so that choices of neighbours depend on each
 //! other: for a given price of a multiply-accumulate the cheapest chain is found exactly by
 //! dynamic programming (Viterbi), and the price is searched for.
 
 use super::sensitivity::Sensitivity;
-use super::{Kept, PruneError, block, counted_macs, worker};
+use super::{Cost, Kept, PruneError, block, worker};
 use crate::forward::side_of;
 use crate::network::Network;
 use crate::topology::{BASELINE_SIDE, POOLED_SIDE};
@@ -14,30 +14,30 @@ use crate::topology::{BASELINE_SIDE, POOLED_SIDE};
 /// Steps of bisection over the price.
 const STEPS: usize = 60;
 
-/// The filters that each convolution keeps for `share` of the counted multiply-accumulates.
+/// The filters that each convolution keeps for a cost of `target`.
 pub(super) fn spend(
     network: &Network<'_>,
     layers: &[Sensitivity],
-    share: f64,
+    cost: Cost,
+    target: f64,
 ) -> Result<Kept, PruneError> {
-    let whole = counted_macs(network) as f64;
-    let target = share * whole;
-    let chain = Chain::new(network, layers);
-    let least = chain.macs(&chain.cheapest(f64::MAX));
+    let chain = Chain::new(network, layers, cost);
+    let least = chain.cost(&chain.cheapest(f64::MAX));
     if least > target {
         return Err(PruneError::Target(format!(
-            "share of MACs {share}: no less than {:.3} can be reached",
-            least / whole
+            "{:.1} million {cost} cannot be reached, no fewer than {:.1}",
+            target / 1e6,
+            least / 1e6
         )));
     }
-    // Prices between which the target lies, in damage per multiply-accumulate.
+    // Prices between which the target lies, in damage by cost.
     let (mut low, mut high) = (0.0, 1.0 / target);
-    while chain.macs(&chain.cheapest(high)) > target {
+    while chain.cost(&chain.cheapest(high)) > target {
         high *= 4.0;
     }
     for _ in 0..STEPS {
         let price = (low + high) / 2.0;
-        if chain.macs(&chain.cheapest(price)) > target {
+        if chain.cost(&chain.cheapest(price)) > target {
             low = price;
         } else {
             high = price;
@@ -62,7 +62,7 @@ pub(super) fn spend(
 struct Chain {
     /// Filters and damage, for each layer.
     choices: Vec<Vec<(usize, f64)>>,
-    /// Multiply-accumulates per input and output channel.
+    /// Cost per input and output channel.
     per_pair: Vec<f64>,
     /// Of the first linear layer, per channel that it reads.
     per_feature: f64,
@@ -71,7 +71,7 @@ struct Chain {
 }
 
 impl Chain {
-    fn new(network: &Network<'_>, layers: &[Sensitivity]) -> Self {
+    fn new(network: &Network<'_>, layers: &[Sensitivity], cost: Cost) -> Self {
         let choices = (layers.iter())
             .map(|sensitivity| {
                 let filters = network.convolutions[sensitivity.layer].outputs();
@@ -86,9 +86,12 @@ impl Chain {
                 counts.into_iter().map(|count| (count, sensitivity.damage(count))).collect()
             })
             .collect();
-        let per_pair = (layers.iter())
-            .map(|sensitivity| 9.0 * (side_of(sensitivity.layer, BASELINE_SIDE) as f64).powi(2))
-            .collect();
+        let per_weight = |layer| match cost {
+            Cost::Macs => (side_of(layer, BASELINE_SIDE) as f64).powi(2),
+            Cost::Parameters => 1.0,
+        };
+        let per_pair =
+            layers.iter().map(|sensitivity| 9.0 * per_weight(sensitivity.layer)).collect();
         let [first, rest @ ..] = &network.linears[..] else { unreachable!("three linear layers") };
         let macs = |outputs: usize, inputs: usize| (outputs * inputs) as f64;
         let rest = rest.iter().map(|l| macs(l.outputs(), l.weight.shape()[1])).sum();
@@ -96,7 +99,7 @@ impl Chain {
         Self { choices, per_pair, per_feature, rest }
     }
 
-    fn macs(&self, counts: &[usize]) -> f64 {
+    fn cost(&self, counts: &[usize]) -> f64 {
         let mut macs = self.rest + self.per_feature * counts[counts.len() - 1] as f64;
         let mut inputs = 3;
         for (&outputs, per_pair) in counts.iter().zip(&self.per_pair) {
@@ -106,7 +109,7 @@ impl Chain {
         macs
     }
 
-    /// Counts with the least damage + `price` x MACs.
+    /// Counts with the least damage + `price` x cost.
     fn cheapest(&self, price: f64) -> Vec<usize> {
         // The best way to each choice of the layer before: its cost, and where it came from.
         let mut best: Vec<(f64, usize)> = vec![(0.0, 0)];
@@ -141,14 +144,14 @@ impl Chain {
     /// Gives back filters as long as the target allows, each time those that help most.
     fn fill(&self, mut counts: Vec<usize>, target: f64) -> Vec<usize> {
         loop {
-            let now = self.macs(&counts);
+            let now = self.cost(&counts);
             let more = (0..counts.len()).filter_map(|index| {
                 let choices = &self.choices[index];
                 let at = choices.iter().position(|choice| choice.0 == counts[index])?;
                 let next = choices.get(at + 1)?;
                 let mut counts = counts.clone();
                 counts[index] = next.0;
-                let macs = self.macs(&counts);
+                let macs = self.cost(&counts);
                 let gain = (choices[at].1 - next.1) / (macs - now);
                 (macs <= target).then_some((gain, counts))
             });

@@ -4,49 +4,44 @@
 //! each of the three is nudged towards what it gave before, by ridge regression in the space of the
 //! photos, since there are more weights than photos.
 
-use vggd::model::Engine;
-
 use super::PruneError;
-use super::correct::run;
-use crate::forward::{Convolution, Map, linear, pooled};
+use super::passage::Passage;
+use crate::forward::{Convolution, linear, pooled};
 use crate::network::{Layer, Network};
-use crate::photos::Photos;
 use crate::progress::Progress;
 use crate::regression::{Samples, Statistics, times_transposed};
 use crate::tensor::Tensor;
-use crate::topology::{BASELINE_SIDE, POOLED_SIDE};
+use crate::topology::POOLED_SIDE;
 
 const POSITIONS: usize = POOLED_SIDE * POOLED_SIDE;
 
 /// The most photos that linear layers are nudged on.
 const PHOTOS: usize = 1024;
 
-/// The convolutions before and after pruning.
+/// The convolutions before and after pruning, and the photos on their way through them.
 pub(super) struct Pruned<'a> {
-    pub(super) teacher: &'a [Convolution],
-    pub(super) student: &'a [Convolution],
+    pub(super) teacher: (Passage<'a>, &'a [Convolution]),
+    pub(super) student: (Passage<'a>, &'a [Convolution]),
     /// Channels of the last feature map that are left.
     pub(super) kept: &'a [usize],
 }
 
 /// The linear layers of `network` behind pruned convolutions.
 pub(super) fn correct<'a>(
-    engine: &Engine,
     network: &Network<'a>,
-    convolutions: &Pruned<'_>,
-    photos: &Photos,
+    mut convolutions: Pruned<'_>,
+    photos: usize,
     ridge: f64,
     progress: &mut dyn Progress,
 ) -> Result<Vec<Layer<'a>>, PruneError> {
     progress.now("correcting classifier.0");
-    let photos = photos.sample(PHOTOS);
+    let count = photos.min(PHOTOS);
     let channels = network.convolutions[15].outputs();
     let mut statistics = Statistics::new(convolutions.kept.len(), channels);
     let (mut wanted, mut read) = (Vec::new(), Vec::new());
-    for photo in 0..photos.len() {
-        let image = Map::image(photos.input(photo, BASELINE_SIDE)?, BASELINE_SIDE);
-        let [teacher, student] =
-            [convolutions.teacher, convolutions.student].map(|layers| run(engine, layers, &image));
+    for photo in (0..count).map(|i| i * photos / count) {
+        let teacher = convolutions.teacher.0.map(photo, convolutions.teacher.1)?;
+        let student = convolutions.student.0.map(photo, convolutions.student.1)?;
         let (mut x, mut y) = (Vec::new(), Vec::new());
         for (at_y, at_x) in (0..POSITIONS).map(|p| (p / POOLED_SIDE, p % POOLED_SIDE)) {
             x.extend((0..student.channels).map(|channel| student.at(channel, at_y, at_x)));
@@ -64,15 +59,15 @@ pub(super) fn correct<'a>(
         progress.now(&format!("correcting {}", before.name));
         let relu = index < 2;
         let outputs = before.outputs();
-        wanted = linear(before, &wanted, photos.len());
-        let found = linear(&layers[index], &read, photos.len());
-        let row = read.len() / photos.len() + 1;
+        wanted = linear(before, &wanted, count);
+        let found = linear(&layers[index], &read, count);
+        let row = read.len() / count + 1;
         let inputs = read.chunks(row - 1).flat_map(|x| x.iter().copied().chain([1.0])).collect();
         let samples = Samples { row, outputs, inputs, wanted };
         if let Some(change) = samples.nudge(&found, relu) {
             layers[index] = moved(&layers[index], &change.weight, &change.bias);
         }
-        read = linear(&layers[index], &read, photos.len());
+        read = linear(&layers[index], &read, count);
         wanted = samples.wanted;
         if relu {
             [&mut wanted, &mut read].into_iter().flatten().for_each(|v| *v = v.max(0.0));

@@ -2,13 +2,11 @@
 //! to what it computed before: ridge least squares on calibration photos (channel pruning, He et
 //! al. 2017), layer after layer, each seeing what the pruned layers before it really give.
 
-use vggd::model::Engine;
-
 use super::classifier::{self, Pruned};
-use super::{Kept, PruneError, is_identity};
-use crate::forward::{Convolution, Map, Take, convolutions, side_of};
+use super::passage::{Passage, places};
+use super::{Kept, PruneError, Site, is_identity};
+use crate::forward::{Convolution, Take, convolutions, side_of};
 use crate::network::{Layer, Network};
-use crate::photos::Photos;
 use crate::progress::Progress;
 use crate::random::Random;
 use crate::regression::{Fit, Samples};
@@ -18,15 +16,12 @@ use crate::topology::BASELINE_SIDE;
 /// Samples per unknown weight of a filter that a layer is fitted on, if the photos have so many.
 const SAMPLES: usize = 8;
 
-/// Times that a fit is repeated for what the ReLU cuts off.
-const ROUNDS: usize = 12;
-
 pub(super) fn correct<'a>(
-    engine: &Engine,
+    site: &Site<'_>,
     network: &Network<'a>,
     kept: &Kept,
-    photos: &Photos,
     ridge: f64,
+    rounds: usize,
     progress: &mut dyn Progress,
 ) -> Result<Network<'a>, PruneError> {
     let whole: Vec<bool> = kept
@@ -39,10 +34,12 @@ pub(super) fn correct<'a>(
     };
     let last = network.convolutions.len() - 1;
     let refitted = (first + 1..=last).filter(|&i| !is_identity(&network.convolutions[i])).count();
-    progress.count(((refitted + 1) * photos.len()) as u64);
+    progress.count(((refitted + 1) * site.photos.len()) as u64);
 
-    let teacher = convolutions(engine, network, BASELINE_SIDE);
+    let teacher = convolutions(site.engine, network, BASELINE_SIDE);
     let mut student: Vec<Convolution> = Vec::new();
+    let mut passages =
+        Passages { site, teacher: Passage::new(site), student: Passage::new(site) };
     let mut layers = Vec::new();
     for (index, layer) in network.convolutions.iter().enumerate() {
         let all: Vec<usize> = (0..layer.weight.shape()[1]).collect();
@@ -51,16 +48,20 @@ pub(super) fn correct<'a>(
             select(layer, &kept[index], inputs)
         } else {
             progress.now(&format!("correcting {}", layer.name));
-            let observer =
-                Observer { engine, photos, teacher: &teacher[..=index], student: &student };
-            let samples = observer.sums(index, &kept[index], inputs.len(), progress)?;
-            refit(layer, &samples, &kept[index], inputs, ridge)
+            let samples =
+                passages.sums(&teacher[..=index], &student, &kept[index], inputs.len(), progress)?;
+            refit(layer, &samples, &kept[index], inputs, (ridge, rounds))
         };
-        student.push(Convolution::new(engine, &layer, index, BASELINE_SIDE));
+        student.push(Convolution::new(site.engine, &layer, index, BASELINE_SIDE));
         layers.push(layer);
     }
-    let convolutions = Pruned { teacher: &teacher, student: &student, kept: &kept[last] };
-    let linears = classifier::correct(engine, network, &convolutions, photos, ridge, progress)?;
+    let Passages { teacher: whole, student: pruned, .. } = passages;
+    let convolutions = Pruned {
+        teacher: (whole, &teacher),
+        student: (pruned, &student),
+        kept: &kept[last],
+    };
+    let linears = classifier::correct(network, convolutions, site.photos.len(), ridge, progress)?;
     Ok(Network { convolutions: layers, linears })
 }
 
@@ -87,10 +88,10 @@ fn refit<'a>(
     samples: &Samples,
     outputs: &[usize],
     inputs: &[usize],
-    ridge: f64,
+    (ridge, rounds): (f64, usize),
 ) -> Layer<'a> {
     let prior = select(layer, outputs, inputs);
-    let Fit { weight, bias } = samples.fit_relu(&prior.weight.values(), ridge, ROUNDS);
+    let Fit { weight, bias } = samples.fit_relu(&prior.weight.values(), ridge, rounds);
     Layer {
         name: prior.name,
         weight: Tensor::new(vec![outputs.len(), inputs.len(), 3, 3], weight),
@@ -98,35 +99,34 @@ fn refit<'a>(
     }
 }
 
-/// Looks at the same places of both networks.
-struct Observer<'a> {
-    engine: &'a Engine,
-    photos: &'a Photos,
-    /// Up to the layer that is fitted.
-    teacher: &'a [Convolution],
-    /// Up to the layer before it.
-    student: &'a [Convolution],
+/// The same photos on their way through both networks.
+struct Passages<'a> {
+    site: &'a Site<'a>,
+    teacher: Passage<'a>,
+    student: Passage<'a>,
 }
 
-impl Observer<'_> {
-    /// What layer `index` of the pruned network reads, and what it should give.
+impl Passages<'_> {
+    /// What the layer behind those of `student` reads, and what it should give, in places that are
+    /// the same for both: what the last of `teacher` gives in `outputs`.
     fn sums(
-        &self,
-        index: usize,
+        &mut self,
+        teacher: &[Convolution],
+        student: &[Convolution],
         outputs: &[usize],
         inputs: usize,
         progress: &mut dyn Progress,
     ) -> Result<Samples, PruneError> {
+        let (index, photos) = (student.len(), self.site.photos);
+        let (last, before) = teacher.split_last().expect("the layer itself");
         let side = side_of(index, BASELINE_SIDE);
         let row = 9 * inputs + 1;
-        let per_photo = (SAMPLES * row).div_ceil(self.photos.len()).min(side * side);
+        let per_photo = (SAMPLES * row).div_ceil(photos.len()).min(side * side);
         let mut random = Random::new(index as u64);
         let (mut x, mut y) = (Vec::new(), Vec::new());
-        for photo in 0..self.photos.len() {
-            let image = Map::image(self.photos.input(photo, BASELINE_SIDE)?, BASELINE_SIDE);
-            let (last, before) = self.teacher.split_last().expect("the layer itself");
-            let wanted = last.run(self.engine, &run(self.engine, before, &image), Take::Sum);
-            let read = run(self.engine, self.student, &image);
+        for photo in 0..photos.len() {
+            let wanted = last.run(self.site.engine, &self.teacher.map(photo, before)?, Take::Sum);
+            let read = self.student.map(photo, student)?;
             for pixel in places(side, per_photo, &mut random) {
                 let (at_y, at_x) = (pixel / side, pixel % side);
                 let from = x.len();
@@ -138,24 +138,4 @@ impl Observer<'_> {
         }
         Ok(Samples { row, outputs: outputs.len(), inputs: x, wanted: y })
     }
-}
-
-/// `image` after all of `layers`.
-pub(super) fn run(engine: &Engine, layers: &[Convolution], image: &Map) -> Map {
-    let mut map = None;
-    for layer in layers {
-        map = Some(layer.run(engine, map.as_ref().unwrap_or(image), Take::Activation));
-    }
-    map.unwrap_or_else(|| image.clone())
-}
-
-/// `count` different pixels of a map, evenly spread, from a random one on.
-pub(super) fn places(
-    side: usize,
-    count: usize,
-    random: &mut Random,
-) -> impl Iterator<Item = usize> {
-    let pixels = side * side;
-    let start = (random.uniform() * pixels as f32) as usize;
-    (0..count).map(move |i| (start + i * pixels / count) % pixels)
 }

@@ -3,8 +3,8 @@
 
 use vggd::model::Engine;
 
-use super::correct::{places, run};
-use super::{PruneError, block, is_identity, worker};
+use super::passage::{Passage, image, places, run};
+use super::{Options, PruneError, Site, block, is_identity, worker};
 use crate::forward::{Convolution, Map, Take, classify, convolutions, pooled, side_of};
 use crate::judge::divergence;
 use crate::network::{Layer, Network};
@@ -48,51 +48,78 @@ impl Sensitivity {
     }
 }
 
-/// Measures every convolution that does work.
+/// Measures every convolution of `network` that does work, against the answers of `whole`, which it
+/// was pruned from or is.
 pub(super) fn measure(
-    engine: &Engine,
+    site: &Site<'_>,
+    whole: &Network<'_>,
     network: &Network<'_>,
-    photos: &Photos,
-    ridge: f64,
-    first: usize,
+    options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Vec<Sensitivity>, PruneError> {
+    let Site { engine, photos, .. } = *site;
     let judges = photos.sample(JUDGES);
     let workers: Vec<usize> = (0..16).filter(|&i| worker(network, i) == i).collect();
-    let measured = workers.iter().filter(|&&layer| layer >= first).count();
+    let measured = workers.iter().filter(|&&layer| layer >= options.first).count();
     progress.count((measured * (photos.len() + judges.len()) + judges.len()) as u64);
-    let layers = convolutions(engine, network, BASELINE_SIDE);
-    let bench = Bench { engine, network, layers: &layers, photos, judges: &judges, ridge };
-
     progress.now("answers of the whole network");
-    let answers = bench.answers(&layers, progress)?;
+    let answers = answers(engine, whole, &judges, progress)?;
+
+    let layers = convolutions(engine, network, BASELINE_SIDE);
+    let mut bench = Bench {
+        engine,
+        network,
+        layers: &layers,
+        ridge: options.ridge,
+        answers: &answers,
+        photos: (photos.len(), Passage::new(site)),
+        judges: (judges.len(), Passage::new(&Site { photos: &judges, ..*site })),
+    };
     let mut found = Vec::new();
     for layer in workers {
-        let sensitivity = if layer < first {
+        let sensitivity = if layer < options.first {
             Sensitivity { layer, removal: None, points: Vec::new() }
         } else {
             progress.now(&format!("measuring {}", network.convolutions[layer].name));
-            bench.measure(layer, &answers, progress)?
+            bench.measure(layer, progress)?
         };
         found.push(sensitivity);
     }
     Ok(found)
 }
 
+fn answers(
+    engine: &Engine,
+    network: &Network<'_>,
+    photos: &Photos,
+    progress: &mut dyn Progress,
+) -> Result<Vec<f32>, PruneError> {
+    let layers = convolutions(engine, network, BASELINE_SIDE);
+    let mut features = Vec::new();
+    for photo in 0..photos.len() {
+        features.extend(pooled(&run(engine, &layers, &image(photos, photo)?)));
+        progress.advance(1)?;
+    }
+    Ok(classify(network, &features))
+}
+
 struct Bench<'a> {
     engine: &'a Engine,
     network: &'a Network<'a>,
     layers: &'a [Convolution],
-    photos: &'a Photos,
-    judges: &'a Photos,
     ridge: f64,
+    /// What the whole network says to the photos that judge.
+    answers: &'a [f32],
+    /// How many, and where they are: photos that layers are refitted on.
+    photos: (usize, Passage<'a>),
+    /// Photos that judge.
+    judges: (usize, Passage<'a>),
 }
 
 impl Bench<'_> {
     fn measure(
-        &self,
+        &mut self,
         layer: usize,
-        answers: &[f32],
         progress: &mut dyn Progress,
     ) -> Result<Sensitivity, PruneError> {
         let filters = self.network.convolutions[layer].outputs();
@@ -117,19 +144,23 @@ impl Bench<'_> {
             cut.push(self.cut(&statistics, reader, &removal, count));
         }
         let mut features = vec![Vec::new(); cut.len()];
-        for photo in 0..self.judges.len() {
-            let image = self.image(self.judges, photo)?;
-            let input = run(self.engine, &self.layers[..reader.unwrap_or(16)], &image);
+        let mut uncut = Vec::new();
+        for photo in 0..self.judges.0 {
+            let input = self.judges.1.map(photo, &self.layers[..reader.unwrap_or(16)])?;
+            uncut.extend(pooled(&run(self.engine, &self.layers[reader.unwrap_or(16)..], &input)));
             for (cut, features) in cut.iter().zip(&mut features) {
                 features.extend(self.features(cut, reader, &input));
             }
             progress.advance(1)?;
         }
         let mut points = vec![(0.0, 0.0)];
-        for (cut, features) in cut.iter().zip(&features) {
-            let error = removal.error[filters - cut.count];
+        let divergence = |features: &[f32]| {
             let logits = classify(self.network, features);
-            points.push((error, divergence(answers, &logits, self.network.linears[2].outputs())));
+            divergence(self.answers, &logits, self.network.linears[2].outputs())
+        };
+        let before = divergence(&uncut);
+        for (cut, features) in cut.iter().zip(&features) {
+            points.push((removal.error[filters - cut.count], divergence(features) - before));
         }
         if points.len() == 1 {
             points.push((1.0, 0.0));
@@ -139,7 +170,7 @@ impl Bench<'_> {
 
     /// What the reader of a layer's output sees.
     fn inputs(
-        &self,
+        &mut self,
         layer: usize,
         reader: Option<usize>,
         progress: &mut dyn Progress,
@@ -151,11 +182,10 @@ impl Bench<'_> {
         let mut statistics = Statistics::new(taps * channels, outputs);
         let side = side_of(reader.unwrap_or(16), BASELINE_SIDE);
         let (row, mut random) = (statistics.row(), Random::new(layer as u64));
-        let per_photo = (SAMPLES * row).div_ceil(self.photos.len()).min(side * side);
+        let per_photo = (SAMPLES * row).div_ceil(self.photos.0).min(side * side);
         let (mut x, mut y) = (Vec::new(), Vec::new());
-        for photo in 0..self.photos.len() {
-            let image = self.image(self.photos, photo)?;
-            let map = run(self.engine, &self.layers[..reader.unwrap_or(16)], &image);
+        for photo in 0..self.photos.0 {
+            let map = self.photos.1.map(photo, &self.layers[..reader.unwrap_or(16)])?;
             let wanted = reader.map(|reader| self.layers[reader].run(self.engine, &map, Take::Sum));
             for pixel in places(side, per_photo, &mut random) {
                 let (at_y, at_x) = (pixel / side, pixel % side);
@@ -229,24 +259,6 @@ impl Bench<'_> {
             }));
         }
         mixed
-    }
-
-    fn answers(
-        &self,
-        layers: &[Convolution],
-        progress: &mut dyn Progress,
-    ) -> Result<Vec<f32>, PruneError> {
-        let mut features = Vec::new();
-        for photo in 0..self.judges.len() {
-            let image = self.image(self.judges, photo)?;
-            features.extend(pooled(&run(self.engine, layers, &image)));
-            progress.advance(1)?;
-        }
-        Ok(classify(self.network, &features))
-    }
-
-    fn image(&self, photos: &Photos, photo: usize) -> Result<Map, PruneError> {
-        Ok(Map::image(photos.input(photo, BASELINE_SIDE)?, BASELINE_SIDE))
     }
 }
 

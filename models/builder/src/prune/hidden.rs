@@ -1,0 +1,93 @@
+//! Fewer units in the two hidden layers of the classifier: in the order in which the layer that
+//! reads them misses them least, which is then refitted to those that stay.
+
+use super::passage::Passage;
+use super::{PruneError, ROUNDS, Site};
+use crate::forward::{convolutions, linear, pooled};
+use crate::network::{Layer, Network};
+use crate::progress::Progress;
+use crate::regression::{Fit, Samples, Statistics, removal};
+use crate::tensor::Tensor;
+use crate::topology::BASELINE_SIDE;
+
+/// `network` with `count` units in each hidden layer, where there are more.
+pub(super) fn narrow<'a>(
+    site: &Site<'_>,
+    network: &Network<'a>,
+    count: usize,
+    ridge: f64,
+    progress: &mut dyn Progress,
+) -> Result<Network<'a>, PruneError> {
+    let photos = site.photos.len();
+    progress.count(photos as u64);
+    progress.now("what the classifier reads");
+    let layers = convolutions(site.engine, network, BASELINE_SIDE);
+    let mut passage = Passage::new(site);
+    let mut read = Vec::new();
+    for photo in 0..photos {
+        read.extend(pooled(&passage.map(photo, &layers)?));
+        progress.advance(1)?;
+    }
+    drop(layers);
+
+    // What the whole layers give, and what those that are narrow so far do.
+    let mut wanted = linear(&network.linears[0], &read, photos);
+    let mut linears = vec![network.linears[0].clone()];
+    for index in 0..2 {
+        let next = &network.linears[index + 1];
+        progress.now(&format!("narrowing {}", network.linears[index].name));
+        wanted.iter_mut().for_each(|value| *value = value.max(0.0));
+        let kept = missed_most(next, &wanted, count, ridge);
+        let narrow = rows(&linears[index], &kept);
+        read = linear(&narrow, &read, photos);
+        linears[index] = narrow;
+        wanted = linear(next, &wanted, photos);
+
+        read.iter_mut().for_each(|value| *value = value.max(0.0));
+        let inputs = read.chunks(kept.len()).flat_map(|x| x.iter().copied().chain([1.0])).collect();
+        let samples = Samples {
+            row: kept.len() + 1,
+            outputs: next.outputs(),
+            inputs,
+            wanted: wanted.clone(),
+        };
+        let prior = columns(next, &kept);
+        let rounds = if index == 0 { ROUNDS } else { 0 };
+        let Fit { weight, bias } = samples.fit_relu(&prior, ridge, rounds);
+        linears.push(Layer {
+            name: next.name.clone(),
+            weight: Tensor::new(vec![next.outputs(), kept.len()], weight),
+            bias: Tensor::new(vec![next.outputs()], bias),
+        });
+    }
+    Ok(Network { convolutions: network.convolutions.clone(), linears })
+}
+
+/// The `count` inputs of `layer` that it would miss most, sorted; `read` are rows of them.
+fn missed_most(layer: &Layer<'_>, read: &[f32], count: usize, ridge: f64) -> Vec<usize> {
+    let inputs = layer.weight.shape()[1];
+    if count >= inputs {
+        return (0..inputs).collect();
+    }
+    let mut statistics = Statistics::new(inputs, 0);
+    let x: Vec<f32> =
+        read.chunks(inputs).flat_map(|row| row.iter().copied().chain([1.0])).collect();
+    statistics.add(&x, &[]);
+    removal(&statistics, 1, &layer.weight.values(), ridge, count).kept(count)
+}
+
+fn rows<'a>(layer: &Layer<'_>, kept: &[usize]) -> Layer<'a> {
+    let inputs = layer.weight.shape()[1];
+    let (weight, bias) = (layer.weight.values(), layer.bias.values());
+    let values = kept.iter().flat_map(|&row| weight[row * inputs..][..inputs].iter().copied());
+    Layer {
+        name: layer.name.clone(),
+        weight: Tensor::new(vec![kept.len(), inputs], values.collect()),
+        bias: Tensor::new(vec![kept.len()], kept.iter().map(|&row| bias[row]).collect()),
+    }
+}
+
+fn columns(layer: &Layer<'_>, kept: &[usize]) -> Vec<f32> {
+    let rows = layer.weight.rows();
+    rows.flat_map(|row| kept.iter().map(|&column| row[column]).collect::<Vec<_>>()).collect()
+}
