@@ -130,7 +130,9 @@ pub enum AdaptError {
         found: usize,
     },
     /// The classifier's weights left the range of numbers.
-    #[error("the classifier could not be fitted: {0}; look for photos that are in the wrong folder")]
+    #[error(
+        "the classifier could not be fitted: {0}; look for photos that are in the wrong folder"
+    )]
     Fit(String),
     /// The set could not be written.
     #[error(transparent)]
@@ -151,9 +153,8 @@ pub fn adapt(
 ) -> Result<Outcome, AdaptError> {
     let set = ModelSet::open(&request.set)?;
     let source = plain_source(&set, &request.from)?;
-    let network = Network::read(&source).map_err(|error| {
-        BuildError::Network { path: request.set.join(&request.from), error }
-    })?;
+    let network = Network::read(&source)
+        .map_err(|error| BuildError::Network { path: request.set.join(&request.from), error })?;
     let (photos, labels) = sorted(request, &set)?;
 
     let lessons = read(engine, &network, &photos, labels.len(), progress)?;
@@ -194,10 +195,7 @@ fn sorted(request: &Adapt, set: &ModelSet) -> Result<(Photos, Vec<String>), Adap
         let mut parts = within.components();
         let class = parts.next().filter(|_| parts.next().is_some());
         let Some(class) = class else {
-            return Err(AdaptError::Unsorted {
-                path: entry.path.clone(),
-                folder: folder.clone(),
-            });
+            return Err(AdaptError::Unsorted { path: entry.path.clone(), folder: folder.clone() });
         };
         names.insert(class.as_os_str().to_string_lossy().into_owned());
     }
@@ -273,8 +271,7 @@ fn estimate(photos: &Photos, labels: &[String], right: &[bool]) -> Estimate {
 fn wilson(share: f64, count: f64) -> [f64; 2] {
     let square = 1.96f64.powi(2);
     let middle = share + square / (2.0 * count);
-    let spread =
-        1.96 * (share * (1.0 - share) / count + square / (4.0 * count * count)).sqrt();
+    let spread = 1.96 * (share * (1.0 - share) / count + square / (4.0 * count * count)).sqrt();
     [middle - spread, middle + spread].map(|bound| (bound / (1.0 + square / count)).clamp(0.0, 1.0))
 }
 

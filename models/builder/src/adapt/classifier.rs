@@ -127,7 +127,6 @@ impl<'a> Classifier<'a> {
         }
         progress.now("all photos");
         let mut state = desk.closed_form(&rows(&|_| true), ridge, sharpness);
-        // The pace is that of a whole training, which may end before.
         desk.train(&mut state, best * (STEPS / LOOKS), progress, |_, _| {})?;
         let linears = desk.layers(&state);
         Ok(Self { linears, right: looks.swap_remove(best).1 })
@@ -183,8 +182,7 @@ impl<'a> Desk<'a> {
                     for (surprise, sharpness) in surprises.iter_mut().zip(SHARPNESSES) {
                         let logits: Vec<f32> =
                             answers.iter().map(|answer| answer * sharpness as f32).collect();
-                        *surprise -=
-                            softmax(&logits)[self.label(*row)].max(f64::MIN_POSITIVE).ln();
+                        *surprise -= softmax(&logits)[self.label(*row)].max(f64::MIN_POSITIVE).ln();
                     }
                 }
             }
@@ -241,8 +239,8 @@ impl<'a> Desk<'a> {
         logits
     }
 
-    /// Gradient descent on the cross-entropy, all rows at a time: `look` is shown the classifier
-    /// before the first step and after each.
+    /// Gradient descent on the cross-entropy, all rows at a time; the first of [`STEPS`] steps, if
+    /// there are fewer. `look` is shown the classifier before the first step and after each.
     fn train(
         &self,
         state: &mut State,
@@ -266,11 +264,9 @@ impl<'a> Desk<'a> {
             let mut three = Vec::with_capacity(logits.len());
             for (row, logits) in rows.iter().zip(logits.chunks(classes)) {
                 let label = self.label(*row);
-                three.extend(
-                    softmax(logits).iter().enumerate().map(|(class, probability)| {
-                        (probability - f64::from(u8::from(class == label))) as f32
-                    }),
-                );
+                let from = three.len();
+                three.extend(softmax(logits).into_iter().map(|probability| probability as f32));
+                three[from + label] -= 1.0;
             }
             let mut back = times(&three, rows.len(), &state.last, units[1]);
             cut(&mut back, &two);
@@ -281,30 +277,27 @@ impl<'a> Desk<'a> {
             let alike = times_transposed(&deep, rows.len(), &deep, rows.len());
             let square: f64 =
                 alike.iter().zip(&products).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-            let steepness = [square.max(0.0).sqrt() as f32, 0.0, 0.0];
             let last = transposed_times(&three, classes, &relu(&two), units[1]);
             let second = transposed_times(&back, units[1], &relu(&one), units[0]);
-            let biases = [&back, &three].map(|sums| (sums, sums.len() / rows.len()));
+            let norms = [square.max(0.0).sqrt() as f32, norm(&second), norm(&last)];
+            let norms = norms.map(|norm| norm.max(f32::MIN_POSITIVE));
+
             let rate = RATE * (1.0 - step as f32 / STEPS as f32);
             let weights = [&mut state.first, &mut state.second, &mut state.last];
-            let layers = weights.into_iter().zip(&mut momentum).zip([&deep, &second, &last]);
-            let mut paces = [0.0; 3];
-            for (layer, ((weights, momentum), gradient)) in layers.enumerate() {
-                let steepness = if layer == 0 { steepness[0] } else { norm(gradient) };
-                let pace = (1.0 - MOMENTUM) / steepness.max(f32::MIN_POSITIVE);
-                paces[layer] = rate * sizes[layer] / steepness.max(f32::MIN_POSITIVE);
-                for ((weight, momentum), gradient) in
-                    weights.iter_mut().zip(momentum).zip(gradient)
-                {
+            let gradients = [&deep, &second, &last];
+            for (layer, weights) in weights.into_iter().enumerate() {
+                let pace = (1.0 - MOMENTUM) / norms[layer];
+                let numbers = weights.iter_mut().zip(&mut momentum[layer]).zip(gradients[layer]);
+                for ((weight, momentum), gradient) in numbers {
                     *momentum = MOMENTUM * *momentum + pace * gradient;
                     *weight -= rate * sizes[layer] * *momentum;
                 }
             }
-            for ((bias, (sums, width)), pace) in
-                [&mut state.second_bias, &mut state.last_bias].into_iter().zip(biases).zip(&paces[1..])
-            {
+            let biases = [(&mut state.second_bias, &back), (&mut state.last_bias, &three)];
+            for (layer, (bias, gradients)) in biases.into_iter().enumerate() {
+                let (pace, width) = (rate * sizes[layer + 1] / norms[layer + 1], bias.len());
                 for (at, bias) in bias.iter_mut().enumerate() {
-                    *bias -= pace * sums.iter().skip(at).step_by(width).sum::<f32>();
+                    *bias -= pace * gradients.iter().skip(at).step_by(width).sum::<f32>();
                 }
             }
             progress.advance(1)?;
