@@ -7,7 +7,6 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto};
 use tract_onnx::tract_hir::internal::*;
 use vggd_kernels::layout::{blocked_len, unblock};
@@ -15,7 +14,7 @@ use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Tile};
 
 use super::Engine;
 use super::op::{Layer, Taken};
-use super::weights::{Files, Weights};
+use super::weights::{Files, Parts, Weights};
 
 /// Takes the chain of convolutions that starts at the input of `graph` out of it, if there is one of
 /// at least two.
@@ -25,9 +24,9 @@ pub(super) fn take(
     engine: &Engine,
     side: usize,
 ) -> TractResult<Option<Taken>> {
-    let steps = steps(graph);
+    let (steps, parts) = (steps(graph), Parts::of(graph));
     let Some((first, rest)) = steps.split_first() else { return Ok(None) };
-    let stem = parameters(graph, first.node, files)?;
+    let stem = parameters(&parts, first.node, files)?;
     let (Some(stem), true) = (stem, first.fuse == Fuse { relu: true, pool: false }) else {
         return Ok(None);
     };
@@ -37,7 +36,7 @@ pub(super) fn take(
     let (mut winograd, mut size, mut end) = (Vec::<Winograd>::new(), side, "");
     for step in rest {
         let Some(Parameters { weights, bias, channels: [out, inner] }) =
-            parameters(graph, step.node, files)?.filter(|found| found.channels[1] == channels)
+            parameters(&parts, step.node, files)?.filter(|found| found.channels[1] == channels)
         else {
             break;
         };
@@ -131,23 +130,17 @@ struct Parameters {
 
 /// The parameters of a `Conv`, if they can be used in place.
 fn parameters(
-    graph: &GraphProto,
+    parts: &Parts<'_>,
     node: &NodeProto,
     files: &mut Files,
 ) -> TractResult<Option<Parameters>> {
-    let tensor = |index: usize| {
-        let name = node.input.get(index)?;
-        graph.initializer.iter().find(|tensor| tensor.name == *name)
-    };
-    let (Some(weights), Some(bias)) = (tensor(1), tensor(2)) else { return Ok(None) };
-    let &[out, inner, 3, 3] = &*weights.dims else { return Ok(None) };
-    if *bias.dims != [out] {
+    let [_, weights, bias] = &node.input[..] else { return Ok(None) };
+    let Some((weights, &[out, inner, 3, 3])) = parts.floats(weights, files)? else {
         return Ok(None);
-    }
-    let weights = files.tensor::<f32>(weights, DataType::Float)?;
-    let bias = files.tensor::<f32>(bias, DataType::Float)?;
+    };
+    let bias = parts.floats(bias, files)?.filter(|(_, dims)| **dims == [out]);
     let channels = [out as usize, inner as usize];
-    Ok(weights.zip(bias).map(|(weights, bias)| Parameters { weights, bias, channels }))
+    Ok(bias.map(|(bias, _)| Parameters { weights, bias, channels }))
 }
 
 struct Convolutions {

@@ -1,21 +1,20 @@
 //! Fully connected layers that use their weights in place.
 //!
-//! A `Gemm` of the graph whose weights are an external float32 initializer, or an int8 one behind
+//! A `Gemm` of the graph whose weights are an external float32 or float16 initializer, or an int8 one behind
 //! `DequantizeLinear` and `Reshape` (one scale per row and 64 columns), is taken out before tract
 //! reads the graph, because tract would copy the one and widen the other to float32.
 
-use std::collections::HashMap;
 use std::sync::Mutex;
 
 use tract_onnx::pb::tensor_proto::DataType;
-use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto};
+use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto};
 use tract_onnx::tract_hir::internal::*;
 use vggd_kernels::Parallel;
 use vggd_kernels::linear::{linear_f32, linear_i8b64};
 
 use super::Engine;
 use super::op::{Layer, Taken};
-use super::weights::{Files, Weights};
+use super::weights::{Files, Parts, Weights};
 
 /// Columns that share a scale in quantized weights.
 const BLOCK: usize = 64;
@@ -46,20 +45,7 @@ pub(super) fn take(
     Ok(taken)
 }
 
-/// The parts of a graph that a fully connected layer is made of, by the name of what they give.
-struct Parts<'a> {
-    initializers: HashMap<&'a str, &'a TensorProto>,
-    producers: HashMap<&'a str, &'a NodeProto>,
-}
-
-impl<'a> Parts<'a> {
-    fn of(graph: &'a GraphProto) -> Self {
-        let initializers = graph.initializer.iter().map(|t| (t.name.as_str(), t));
-        let producers = (graph.node.iter())
-            .flat_map(|node| node.output.iter().map(move |name| (name.as_str(), node)));
-        Self { initializers: initializers.collect(), producers: producers.collect() }
-    }
-
+impl Parts<'_> {
     /// The layer that `node` is, if it is one that can be run in place.
     fn linear(
         &self,
@@ -78,12 +64,7 @@ impl<'a> Parts<'a> {
         if !is_gemm || !node.attribute.iter().all(plain) {
             return Ok(None);
         }
-        let Some(&bias) = self.initializers.get(node.input[2].as_str()) else {
-            return Ok(None);
-        };
-        let Some(bias) = files.tensor::<f32>(bias, DataType::Float)? else {
-            return Ok(None);
-        };
+        let Some((bias, _)) = self.floats(&node.input[2], files)? else { return Ok(None) };
         let rows = bias.as_slice().len();
         let Some((matrix, columns)) = self.matrix(&node.input[1], rows, files)? else {
             return Ok(None);
@@ -98,12 +79,9 @@ impl<'a> Parts<'a> {
         rows: usize,
         files: &mut Files,
     ) -> TractResult<Option<(Matrix, usize)>> {
-        if let Some(&tensor) = self.initializers.get(name) {
-            let weights = files.tensor::<f32>(tensor, DataType::Float)?;
-            return Ok(match (weights, &*tensor.dims) {
-                (Some(weights), &[n, k]) if n as usize == rows => {
-                    Some((Matrix::F32(weights), k as usize))
-                }
+        if let Some((weights, dims)) = self.floats(name, files)? {
+            return Ok(match dims {
+                &[n, k] if n as usize == rows => Some((Matrix::F32(weights), k as usize)),
                 _ => None,
             });
         }

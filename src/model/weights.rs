@@ -1,4 +1,5 @@
-//! Weights where they lie: ONNX initializers as slices of the mapped file.
+//! Weights where they lie: ONNX initializers as slices of the mapped file; float16 behind a `Cast` is
+//! widened.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -7,9 +8,50 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
-use tract_onnx::pb::TensorProto;
 use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
+use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto};
 use tract_onnx::tract_hir::internal::*;
+
+/// What a graph's nodes are made of, by the name of what they give.
+pub(super) struct Parts<'a> {
+    pub(super) initializers: HashMap<&'a str, &'a TensorProto>,
+    pub(super) producers: HashMap<&'a str, &'a NodeProto>,
+}
+
+impl<'a> Parts<'a> {
+    pub(super) fn of(graph: &'a GraphProto) -> Self {
+        let initializers = graph.initializer.iter().map(|t| (t.name.as_str(), t));
+        let producers = (graph.node.iter())
+            .flat_map(|node| node.output.iter().map(move |name| (name.as_str(), node)));
+        Self { initializers: initializers.collect(), producers: producers.collect() }
+    }
+
+    /// The float32 weights of that name and their shape, if they can be used in place or are the
+    /// float16 ones that a `Cast` widens.
+    pub(super) fn floats(
+        &self,
+        name: &str,
+        files: &mut Files,
+    ) -> TractResult<Option<(Weights<f32>, &'a [i64])>> {
+        if let Some(&tensor) = self.initializers.get(name) {
+            let weights = files.tensor::<f32>(tensor, DataType::Float)?;
+            return Ok(weights.map(|weights| (weights, &*tensor.dims)));
+        }
+        let narrow = || {
+            let cast = self.producers.get(name).filter(|node| node.op_type == "Cast")?;
+            let to = |a: &AttributeProto| a.name == "to" && a.i == DataType::Float as i64;
+            cast.attribute.iter().all(to).then_some(())?;
+            self.initializers.get(cast.input.first()?.as_str()).copied()
+        };
+        let Some(tensor) = narrow() else { return Ok(None) };
+        let weights = files.tensor::<u16>(tensor, DataType::Float16)?;
+        let widen = |bits: &u16| f16::from_bits(*bits).to_f32();
+        Ok(weights.map(|weights| {
+            let values = weights.as_slice().iter().map(widen).collect();
+            (Weights::Widened(values), &*tensor.dims)
+        }))
+    }
+}
 
 /// The weight files of one model set, each mapped once.
 pub(super) struct Files<'a> {
@@ -48,7 +90,7 @@ impl<'a> Files<'a> {
             format!("'{}' lies at {range:?} of {location}, which has {bytes} bytes", tensor.name)
         })?;
         let aligned = bytemuck::try_cast_slice::<u8, T>(bytes).is_ok();
-        Ok(aligned.then(|| Weights::new(map.clone(), range)))
+        Ok(aligned.then(|| Weights::Mapped(map.clone(), range)))
     }
 
     fn map(&mut self, location: &str) -> TractResult<Arc<Mmap>> {
@@ -68,21 +110,20 @@ impl<'a> Files<'a> {
     }
 }
 
-/// A slice of a mapped file, kept mapped.
-pub(super) struct Weights<T> {
-    map: Arc<Mmap>,
-    range: Range<usize>,
-    element: std::marker::PhantomData<T>,
+/// Weights that are ready to be used.
+pub(super) enum Weights<T> {
+    /// A slice of a mapped file, kept mapped.
+    Mapped(Arc<Mmap>, Range<usize>),
+    /// Numbers that the file holds in another form.
+    Widened(Vec<T>),
 }
 
 impl<T: bytemuck::Pod> Weights<T> {
-    fn new(map: Arc<Mmap>, range: Range<usize>) -> Self {
-        let element = std::marker::PhantomData;
-        Self { map, range, element }
-    }
-
     /// The elements, in the order of the ONNX tensor.
     pub(super) fn as_slice(&self) -> &[T] {
-        bytemuck::cast_slice(&self.map[self.range.clone()])
+        match self {
+            Self::Mapped(map, range) => bytemuck::cast_slice(&map[range.clone()]),
+            Self::Widened(values) => values,
+        }
     }
 }
