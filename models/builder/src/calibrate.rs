@@ -10,7 +10,7 @@
 use vggd::manifest::Preprocess;
 use vggd::model::Engine;
 
-use crate::forward::{Convolution, Map, Take, convolutions};
+use crate::forward::{Convolution, Map, Take, convolutions, side_of};
 use crate::network::{Layer, Network};
 use crate::photos::{Photos, PhotosError};
 use crate::progress::{Interrupted, Progress};
@@ -89,61 +89,96 @@ pub fn calibrate(
 ) -> Result<Vec<Int8>, CalibrateError> {
     progress.count(photos.len() as u64);
     let layers = convolutions(engine, network, side);
-    let limits = limits(engine, &layers, photos, side, progress)?;
+    let seen = observe(engine, &layers, photos, side, progress)?;
     let mut input = Scale::of_photos(&photos.preprocess);
     let mut rounded = Vec::new();
-    for (layer, limit) in network.convolutions.iter().zip(limits) {
-        let output = Scale::up_to(limit);
-        rounded.push(Int8::new(layer, input, output));
+    for (index, layer) in network.convolutions.iter().enumerate() {
+        let output = Scale::up_to(limit(seen[index + 1].largest.clone()));
+        let usual = seen[index].usual(side_of(index, side));
+        rounded.push(Int8::new(layer, input, output, &usual));
         input = output;
     }
     Ok(rounded)
 }
 
 impl Int8 {
-    fn new(layer: &Layer<'_>, input: Scale, output: Scale) -> Self {
-        let (mut weight, mut scale) = (Vec::new(), Vec::new());
-        for row in layer.weight.rows() {
+    /// `usual` is the mean of what each weight is multiplied with, input channels x 3 x 3.
+    fn new(layer: &Layer<'_>, input: Scale, output: Scale, usual: &[f64]) -> Self {
+        let (mut weight, mut scale, mut biases) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, bias) in layer.weight.rows().zip(layer.bias.values().iter()) {
             let largest = row.iter().fold(0f32, |most, weight| most.max(weight.abs()));
             let step = (largest / 127.0).max(f32::MIN_POSITIVE);
+            let from = weight.len();
             weight.extend(row.iter().map(|w| (w / step).round().clamp(-127.0, 127.0) as i8));
+            let lost: f64 = (row.iter().zip(&weight[from..]).zip(usual))
+                .map(|((w, byte), usual)| {
+                    (f64::from(*w) - f64::from(*byte) * f64::from(step)) * usual
+                })
+                .sum();
+            let unit = f64::from(step) * f64::from(input.scale);
+            biases.push(((f64::from(*bias) + lost) / unit).round() as i32);
             scale.push(step);
         }
-        let bias = (layer.bias.values().iter().zip(&scale))
-            .map(|(bias, scale)| f64::from(*bias) / (f64::from(*scale) * f64::from(input.scale)))
-            .map(|steps| steps.round() as i32)
-            .collect();
         Self {
             name: layer.name.clone(),
             channels: [layer.outputs(), layer.weight.shape()[1]],
             weight,
             scale,
-            bias,
+            bias: biases,
             input,
             output,
         }
     }
 }
 
-/// What the activations behind each convolution are cut off at.
-fn limits(
+/// What was seen of the numbers between two convolutions.
+struct Seen {
+    /// The largest, for each photo.
+    largest: Vec<f32>,
+    /// The mean of each channel, over photos and pixels.
+    mean: Vec<f64>,
+}
+
+impl Seen {
+    /// The mean of what a convolution multiplies each of its weights with, channels x 3 x 3: zero
+    /// beyond the border of `side` x `side` pixels.
+    fn usual(&self, side: usize) -> Vec<f64> {
+        let inside = |tap: usize| if tap == 1 { 1.0 } else { (side - 1) as f64 / side as f64 };
+        let taps = (0..9).map(|tap| inside(tap / 3) * inside(tap % 3));
+        self.mean.iter().flat_map(|mean| taps.clone().map(move |share| mean * share)).collect()
+    }
+}
+
+/// Photos as each convolution reads them, and what the last one gives.
+fn observe(
     engine: &Engine,
     layers: &[Convolution],
     photos: &Photos,
     side: usize,
     progress: &mut dyn Progress,
-) -> Result<Vec<f32>, CalibrateError> {
+) -> Result<Vec<Seen>, CalibrateError> {
     progress.now("ranges of activations");
-    let mut largest = vec![Vec::new(); layers.len()];
+    let mut seen: Vec<Seen> = Vec::new();
     for photo in 0..photos.len() {
         let mut map = Map::image(photos.input(photo, side)?, side);
-        for (layer, largest) in layers.iter().zip(&mut largest) {
-            map = layer.run(engine, &map, Take::Activation);
+        for index in 0..=layers.len() {
+            if index > 0 {
+                map = layers[index - 1].run(engine, &map, Take::Activation);
+            }
+            if seen.len() == index {
+                seen.push(Seen { largest: Vec::new(), mean: vec![0.0; map.channels] });
+            }
+            let Seen { largest, mean } = &mut seen[index];
             largest.push(map.values().iter().fold(0f32, |a, b| a.max(*b)));
+            let planar = map.planar();
+            for (mean, channel) in mean.iter_mut().zip(planar.chunks(map.side * map.side)) {
+                let sum: f64 = channel.iter().map(|value| f64::from(*value)).sum();
+                *mean += sum / (channel.len() * photos.len()) as f64;
+            }
         }
         progress.advance(1)?;
     }
-    Ok(largest.into_iter().map(limit).collect())
+    Ok(seen)
 }
 
 /// The limit for photos with these largest activations.
@@ -190,7 +225,7 @@ mod tests {
             bias: Tensor::new(vec![8], biases.clone()),
         };
         let input = Scale::up_to(3.0);
-        let int8 = Int8::new(&layer, input, input);
+        let int8 = Int8::new(&layer, input, input, &[0.0; 18]);
         for (i, (value, weight)) in int8.weight.iter().zip(weights).enumerate() {
             let step = int8.scale[i / 18];
             assert!((f32::from(*value) * step - weight).abs() <= 0.501 * step);
