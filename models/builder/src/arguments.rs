@@ -133,7 +133,7 @@ pub(crate) struct AddArguments {
     #[arg(long, value_name = "DIR")]
     pub(crate) photos: Option<PathBuf>,
 
-    /// How many of them to use
+    /// How many of them to use; finetune uses all
     #[arg(long, value_name = "COUNT", default_value_t = plan::CALIBRATION)]
     pub(crate) calibration: usize,
 

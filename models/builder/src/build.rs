@@ -194,7 +194,7 @@ pub fn build(
         Start::Weights { .. } => ModelSet::open(&build.out).ok(),
     };
     let base = Base::open(build, existing.as_ref(), progress)?;
-    let photos = open_photos(build, &base)?;
+    let photos = CalibrationPhotos::open(build, &base)?;
     check_fit(build, &base)?;
 
     let set =
@@ -203,7 +203,6 @@ pub fn build(
     let workshop = Workshop {
         engine,
         photos: photos.as_ref(),
-        photos_digest: photos.as_ref().map_or(0, Photos::digest),
         existing: existing.as_ref(),
         base: &base,
         work: work_folder(set.place()),
@@ -240,6 +239,8 @@ struct Base {
     path: PathBuf,
     source: Source,
     digest: u64,
+    /// The network that it was once made from itself, if that is another: the first of the set.
+    teacher: Option<Source>,
     labels: Vec<String>,
     preprocess: Preprocess,
 }
@@ -250,6 +251,7 @@ impl Base {
         existing: Option<&ModelSet>,
         progress: &mut dyn Progress,
     ) -> Result<Self, BuildError> {
+        let mut teacher = None;
         let (path, known, labels, preprocess) = match &build.start {
             Start::Weights { weights, labels, preprocess } => {
                 (weights.clone(), None, labels::read(labels)?, preprocess.clone())
@@ -257,6 +259,10 @@ impl Base {
             Start::Variant(name) => {
                 let set = existing.expect("opened before");
                 let float = plain(set, name)?;
+                let first = set.names()[0].to_owned();
+                if plain(set, &first).is_ok_and(|first| first.graph != float.graph) {
+                    teacher = Some(plain_source(set, &first)?);
+                }
                 let known = float.recipe.as_ref().map(|recipe| recipe.network.clone());
                 let preprocess = set.manifest.preprocess.clone();
                 (set.directory.join(&float.graph), known, set.labels.clone(), preprocess)
@@ -277,11 +283,17 @@ impl Base {
         let recorded = known.and_then(|network| u64::from_str_radix(&network, 16).ok());
         let computed = || Digest::new().word(VERSION).network(&network).end();
         let digest = recorded.unwrap_or_else(computed);
-        Ok(Self { path, source, digest, labels, preprocess })
+        Ok(Self { path, source, digest, teacher, labels, preprocess })
     }
 
     fn network(&self) -> Network<'_> {
         Network::read(&self.source).expect("it was read before")
+    }
+
+    /// What changed networks are tuned towards.
+    fn teacher(&self) -> Result<Network<'_>, BuildError> {
+        let source = self.teacher.as_ref().unwrap_or(&self.source);
+        Network::read(source).map_err(network_error(&self.path))
     }
 }
 
@@ -321,16 +333,28 @@ fn form_of(recipe: &Recipe) -> [&str; 2] {
     [&recipe.convolutions, &recipe.linears]
 }
 
-fn open_photos(build: &Build, base: &Base) -> Result<Option<Photos>, BuildError> {
-    let needs =
-        |step: &&Step| !step.changes.is_empty() || step.form.convolutions == Precision::Int8;
-    let Some(needing) = build.steps.iter().find(needs) else {
-        return Ok(None);
-    };
-    let folder =
-        (build.photos.as_ref()).ok_or_else(|| BuildError::NoPhotos(needing.name.clone()))?;
-    let photos = Photos::open(folder, &base.labels, &base.preprocess)?;
-    Ok(Some(photos.sample(build.calibration)))
+/// Photos to calibrate and to tune on.
+struct CalibrationPhotos {
+    /// All there are, to tune on.
+    all: Photos,
+    /// As many as the calibration is to use.
+    sample: Photos,
+}
+
+impl CalibrationPhotos {
+    /// Finds them, where a step needs them.
+    fn open(build: &Build, base: &Base) -> Result<Option<Self>, BuildError> {
+        let needs =
+            |step: &&Step| !step.changes.is_empty() || step.form.convolutions == Precision::Int8;
+        let Some(needing) = build.steps.iter().find(needs) else {
+            return Ok(None);
+        };
+        let folder =
+            (build.photos.as_ref()).ok_or_else(|| BuildError::NoPhotos(needing.name.clone()))?;
+        let all = Photos::open(folder, &base.labels, &base.preprocess)?;
+        let sample = all.sample(build.calibration);
+        Ok(Some(Self { all, sample }))
+    }
 }
 
 fn check_fit(build: &Build, base: &Base) -> Result<(), BuildError> {
@@ -388,8 +412,7 @@ struct Planned<'a> {
 
 struct Workshop<'a> {
     engine: &'a Engine,
-    photos: Option<&'a Photos>,
-    photos_digest: u64,
+    photos: Option<&'a CalibrationPhotos>,
     existing: Option<&'a ModelSet>,
     base: &'a Base,
     work: PathBuf,
@@ -397,11 +420,16 @@ struct Workshop<'a> {
 
 impl<'a> Workshop<'a> {
     fn plan(&self, step: &'a Step) -> Planned<'a> {
-        let photos = self.photos_digest;
+        let digest_of = |photos: fn(&CalibrationPhotos) -> &Photos| {
+            self.photos.map_or(0, |found| photos(found).digest())
+        };
         let mut networks = vec![self.base.digest];
         for change in &step.changes {
             let before = *networks.last().expect("never empty");
-            let digest = Digest::new().word(before).word(photos);
+            let digest = Digest::new().word(before).word(match change {
+                Change::Prune(_) => digest_of(|photos| &photos.sample),
+                Change::Finetune(_) => digest_of(|photos| &photos.all),
+            });
             networks.push(digest.bytes(format!("{change:?}").as_bytes()).end());
         }
         let Form { side, convolutions, linears } = step.form;
@@ -409,7 +437,8 @@ impl<'a> Workshop<'a> {
             network: hex(*networks.last().expect("never empty")),
             convolutions: convolutions.name().to_owned(),
             linears: linears.name().to_owned(),
-            photos: (convolutions == Precision::Int8).then(|| hex(photos)),
+            photos: (convolutions == Precision::Int8)
+                .then(|| hex(digest_of(|photos| &photos.sample))),
         };
         let same = |variant: &&Variant| {
             variant.name == step.name
@@ -459,10 +488,11 @@ impl<'a> Workshop<'a> {
             let changed = match change {
                 Change::Prune(target) => {
                     let options = prune::Options::new(*target);
+                    let photos = &photos.sample;
                     prune(self.engine, &network, photos, &options, self.folder()?, progress)?
                 }
                 Change::Finetune(minutes) => {
-                    let teacher = self.base.network();
+                    let teacher = self.base.teacher()?;
                     let options = finetune::Options {
                         budget: finetune::Budget::Time(std::time::Duration::from_secs_f64(
                             60.0 * minutes,
@@ -474,7 +504,7 @@ impl<'a> Workshop<'a> {
                         self.engine,
                         &network,
                         &teacher,
-                        photos,
+                        &photos.all,
                         &options,
                         &folder,
                         progress,
@@ -549,7 +579,7 @@ impl<'a> Workshop<'a> {
                 let name = &planned.step.name;
                 let photos = self.photos.ok_or_else(|| BuildError::NoPhotos(name.clone()))?;
                 progress.now(&format!("{name}: ranges of activations"));
-                calibrate(self.engine, network(planned), photos, side, progress)?
+                calibrate(self.engine, network(planned), &photos.sample, side, progress)?
             } else {
                 Vec::new()
             });

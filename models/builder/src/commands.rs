@@ -20,8 +20,9 @@ use vggd_models::plan::{self, Plan, PlannedPruning, PlannedVariant, Quantized, S
 use vggd_models::variant::Form;
 
 use crate::arguments::{
-    AdaptArguments, AddArguments, BuildArguments, EvaluateArguments, FetchArguments, FinetuneArguments,
-    ImportArguments, Layers, MeasureArguments, PruneArguments, QuantizeArguments, ScaleArguments,
+    AdaptArguments, AddArguments, BuildArguments, EvaluateArguments, FetchArguments,
+    FinetuneArguments, ImportArguments, Layers, MeasureArguments, PruneArguments,
+    QuantizeArguments, ScaleArguments,
 };
 use crate::bar::Bar;
 use crate::report;
@@ -173,9 +174,8 @@ fn print(manifest: &Manifest, out: &Path, json: bool) -> Result<()> {
 
 pub(crate) fn adapt(arguments: AdaptArguments) -> Result<()> {
     let AdaptArguments { photos, set, from, out, name, force, threads, json } = arguments;
-    let name = name.unwrap_or_else(|| {
-        out.file_name().unwrap_or_default().to_string_lossy().into_owned()
-    });
+    let name =
+        name.unwrap_or_else(|| out.file_name().unwrap_or_default().to_string_lossy().into_owned());
     let request = Adapt { photos, set, from, out, name, force };
     let mut bar = Bar::new().context("cannot wait for signals")?;
     let result = fit(&Engine::new(threads), &request, &mut bar);

@@ -33,7 +33,7 @@ pub struct Plan {
     pub out: PathBuf,
     /// Folder with calibration photos; not needed where no step looks at photos.
     pub photos: Option<PathBuf>,
-    /// How many of them are used.
+    /// How many of them are used; fine-tuning uses all.
     #[serde(default = "calibration")]
     pub calibration: usize,
     /// The variants, the baseline first.

@@ -228,6 +228,18 @@ fn redundant(path: &Path) {
     source::write(path, &tensors).unwrap();
 }
 
+fn answers(engine: &Engine, network: &Network<'_>, photos: &Photos) -> Vec<f32> {
+    let layers = forward::convolutions(engine, network, 224);
+    let features = (0..photos.len()).flat_map(|photo| {
+        let mut map = Map::image(photos.input(photo, 224).unwrap(), 224);
+        for layer in &layers {
+            map = layer.run(engine, &map, Take::Activation);
+        }
+        forward::pooled(&map)
+    });
+    forward::classify(network, &features.collect::<Vec<_>>())
+}
+
 #[test]
 fn correction_takes_back_what_other_filters_know() {
     let place = Place::new(16);
@@ -236,28 +248,65 @@ fn correction_takes_back_what_other_filters_know() {
     let network = Network::read(&source).unwrap();
     let engine = Engine::new(2);
     let photos = Photos::open(&place.path("photos"), &[], &Preprocess::default()).unwrap();
-    let answers = |network: &Network<'_>| {
-        let layers = forward::convolutions(&engine, network, 224);
-        let features = (0..photos.len()).flat_map(|photo| {
-            let mut map = Map::image(photos.input(photo, 224).unwrap(), 224);
-            for layer in &layers {
-                map = layer.run(&engine, &map, Take::Activation);
-            }
-            forward::pooled(&map)
-        });
-        forward::classify(network, &features.collect::<Vec<_>>())
-    };
-    let whole = answers(&network);
-    for target in [Target::Ratio(0.3), Target::Macs(0.9)] {
+    let whole = answers(&engine, &network, &photos);
+    for target in [Target::Ratio(0.3), Target::Macs(0.9), Target::Parameters(0.9)] {
         let cost = |ridge| {
             let options = Options { ridge, ..Options::new(target) };
-            let pruned = prune(&engine, &network, &photos, &options, place.folder.path(), &mut ()).unwrap();
-            judge::divergence(&whole, &answers(&pruned), CLASSES)
+            let pruned =
+                prune(&engine, &network, &photos, &options, place.folder.path(), &mut ()).unwrap();
+            judge::divergence(&whole, &answers(&engine, &pruned, &photos), CLASSES)
         };
         // So strong a ridge leaves weights as they were, and corrects biases only.
         let (uncorrected, corrected) = (cost(1e9), cost(1e-4));
         assert!(corrected < 0.1 * uncorrected, "{target:?}: {corrected}, {uncorrected} without");
     }
+}
+
+#[test]
+fn hidden_units_that_are_not_missed_go_first() {
+    let place = Place::new(16);
+    let mut tensors = tiny::tensors(&tiny::topology(CLASSES));
+    // Half of the first hidden layer's units are twins of the other half.
+    for name in ["classifier.0.weight", "classifier.0.bias"] {
+        let tensor = &tensors[name];
+        let mut values = tensor.values().into_owned();
+        let half = values.len() / 2;
+        values.copy_within(..half, half);
+        let twins = Tensor::new(tensor.shape().to_owned(), values);
+        tensors.insert(name.to_owned(), twins);
+    }
+    source::write(&place.path("twins.safetensors"), &tensors).unwrap();
+    let source = Source::open(&place.path("twins.safetensors")).unwrap();
+    let network = Network::read(&source).unwrap();
+    let engine = Engine::new(2);
+    let photos = Photos::open(&place.path("photos"), &[], &Preprocess::default()).unwrap();
+    let options = Options::new(Target::Hidden(64));
+    let narrow = prune(&engine, &network, &photos, &options, place.folder.path(), &mut ()).unwrap();
+    assert_eq!(narrow.topology().hidden, [64, 64]);
+    assert_eq!(narrow.topology().channels, network.topology().channels);
+    let [whole, left] = [&network, &narrow].map(|network| answers(&engine, network, &photos));
+    let divergence = judge::divergence(&whole, &left, CLASSES);
+    assert!(divergence < 1e-3, "{divergence}");
+}
+
+#[test]
+fn a_pruned_variant_is_tuned_towards_the_baseline_of_its_set() {
+    let place = Place::new(40);
+    let pruned = [Change::Prune(Target::Ratio(0.5))];
+    place.build(vec![step("baseline", &[], Form::PLAIN), step("pruned", &pruned, Form::PLAIN)]);
+    let tuned = step("tuned", &[Change::Finetune(0.1)], Form::PLAIN);
+    let start = Start::Variant("pruned".to_owned());
+    let request = Build { start, force: false, ..place.request(vec![tuned]) };
+    let engine = Engine::new(2);
+    build(&engine, &request, &mut ()).unwrap();
+
+    let set = place.set();
+    let photos = Photos::open(&place.path("photos"), &[], &Preprocess::default()).unwrap();
+    let variants: Vec<_> = set.manifest.variants.iter().collect();
+    let judged = evaluate(&engine, &set, &variants, &photos, &mut ()).unwrap();
+    let [_, pruned, tuned] = &judged[..] else { panic!("{judged:?}") };
+    assert_eq!((pruned.macs, tuned.variant.as_str()), (tuned.macs, "tuned"));
+    assert!(tuned.divergence < pruned.divergence, "{tuned:?}, {pruned:?}");
 }
 
 /// Stops when it has been told of so much.
@@ -317,7 +366,8 @@ fn what_cannot_be_built_says_why() {
     let error = message(&Build { photos: Some(place.path("nothing")), ..request.clone() });
     assert!(error.contains("nothing"), "{error}");
     fs::write(place.path("photos/broken.jpg"), "no photo").unwrap();
-    let error = message(&request);
+    let prune = vec![step("p", &[Change::Prune(Target::Macs(0.9))], Form::PLAIN)];
+    let error = message(&place.request(prune));
     assert!(error.contains("broken.jpg"), "{error}");
     let variants = [PlannedVariant { name: "a".into(), side: Some(300), ..Default::default() }];
     assert!(plan::steps(&variants).unwrap_err().to_string().contains("300"));
