@@ -14,6 +14,17 @@ use crate::topology::{BASELINE_SIDE, POOLED_SIDE};
 /// Steps of bisection over the price.
 const STEPS: usize = 60;
 
+/// The cost that is left when every convolution from `first` on keeps as few filters as it can.
+pub(super) fn least(network: &Network<'_>, first: usize, cost: Cost) -> f64 {
+    let workers: Vec<usize> = (0..16).filter(|&i| worker(network, i) == i).collect();
+    let fewest = |&layer: &usize| {
+        let filters = network.convolutions[layer].outputs();
+        if layer < first { filters } else { block(network, layer).min(filters) }
+    };
+    let counts: Vec<usize> = workers.iter().map(fewest).collect();
+    Chain::new(network, workers.iter().map(|&layer| (layer, Vec::new())), cost).cost(&counts)
+}
+
 /// The filters that each convolution keeps for a cost of `target`.
 pub(super) fn spend(
     network: &Network<'_>,
@@ -21,7 +32,8 @@ pub(super) fn spend(
     cost: Cost,
     target: f64,
 ) -> Result<Kept, PruneError> {
-    let chain = Chain::new(network, layers, cost);
+    let choices = layers.iter().map(|layer| (layer.layer, choices(network, layer)));
+    let chain = Chain::new(network, choices, cost);
     let least = chain.cost(&chain.cheapest(f64::MAX));
     if least > target {
         return Err(PruneError::Target(format!(
@@ -58,6 +70,20 @@ pub(super) fn spend(
     Ok(kept)
 }
 
+/// How many filters a layer may keep, and the damage.
+fn choices(network: &Network<'_>, sensitivity: &Sensitivity) -> Vec<(usize, f64)> {
+    let filters = network.convolutions[sensitivity.layer].outputs();
+    let step = block(network, sensitivity.layer);
+    let reachable = (step..=filters).step_by(step).chain([filters]);
+    let reachable = reachable.filter(|&count| match &sensitivity.removal {
+        Some(removal) => filters - count < removal.error.len(),
+        None => count == filters,
+    });
+    let mut counts: Vec<usize> = reachable.collect();
+    counts.dedup();
+    counts.into_iter().map(|count| (count, sensitivity.damage(count))).collect()
+}
+
 /// The layers that do work, and what each may keep.
 struct Chain {
     /// Filters and damage, for each layer.
@@ -71,27 +97,17 @@ struct Chain {
 }
 
 impl Chain {
-    fn new(network: &Network<'_>, layers: &[Sensitivity], cost: Cost) -> Self {
-        let choices = (layers.iter())
-            .map(|sensitivity| {
-                let filters = network.convolutions[sensitivity.layer].outputs();
-                let step = block(network, sensitivity.layer);
-                let reachable = (step..=filters).step_by(step).chain([filters]);
-                let reachable = reachable.filter(|&count| match &sensitivity.removal {
-                    Some(removal) => filters - count < removal.error.len(),
-                    None => count == filters,
-                });
-                let mut counts: Vec<usize> = reachable.collect();
-                counts.dedup();
-                counts.into_iter().map(|count| (count, sensitivity.damage(count))).collect()
-            })
-            .collect();
+    fn new(
+        network: &Network<'_>,
+        layers: impl Iterator<Item = (usize, Vec<(usize, f64)>)>,
+        cost: Cost,
+    ) -> Self {
         let per_weight = |layer| match cost {
             Cost::Macs => (side_of(layer, BASELINE_SIDE) as f64).powi(2),
             Cost::Parameters => 1.0,
         };
-        let per_pair =
-            layers.iter().map(|sensitivity| 9.0 * per_weight(sensitivity.layer)).collect();
+        let (per_pair, choices) =
+            layers.map(|(layer, choices)| (9.0 * per_weight(layer), choices)).unzip();
         let [first, rest @ ..] = &network.linears[..] else { unreachable!("three linear layers") };
         let macs = |outputs: usize, inputs: usize| (outputs * inputs) as f64;
         let rest = rest.iter().map(|l| macs(l.outputs(), l.weight.shape()[1])).sum();

@@ -5,7 +5,7 @@
 //! photos, since there are more weights than photos.
 
 use super::PruneError;
-use super::passage::Passage;
+use super::passage::{Passage, Rows};
 use crate::forward::{Convolution, linear, pooled};
 use crate::network::{Layer, Network};
 use crate::progress::Progress;
@@ -37,18 +37,15 @@ pub(super) fn correct<'a>(
     progress.now("correcting classifier.0");
     let count = photos.min(PHOTOS);
     let channels = network.convolutions[15].outputs();
+    let all: Vec<usize> = (0..channels).collect();
     let mut statistics = Statistics::new(convolutions.kept.len(), channels);
     let (mut wanted, mut read) = (Vec::new(), Vec::new());
     for photo in (0..count).map(|i| i * photos / count) {
         let teacher = convolutions.teacher.0.map(photo, convolutions.teacher.1)?;
         let student = convolutions.student.0.map(photo, convolutions.student.1)?;
-        let (mut x, mut y) = (Vec::new(), Vec::new());
-        for (at_y, at_x) in (0..POSITIONS).map(|p| (p / POOLED_SIDE, p % POOLED_SIDE)) {
-            x.extend((0..student.channels).map(|channel| student.at(channel, at_y, at_x)));
-            x.push(1.0);
-            y.extend((0..channels).map(|channel| teacher.at(channel, at_y, at_x)));
-        }
-        statistics.add(&x, &y);
+        let mut rows = Rows::default();
+        rows.add(0..POSITIONS, (&student, false), (&teacher, &all));
+        statistics.add(&rows.inputs, &rows.wanted);
         wanted.extend(pooled(&teacher));
         read.extend(pooled(&student));
         progress.advance(1)?;

@@ -3,7 +3,7 @@
 //! al. 2017), layer after layer, each seeing what the pruned layers before it really give.
 
 use super::classifier::{self, Pruned};
-use super::passage::{Passage, places};
+use super::passage::{Passage, Rows, per_photo, places};
 use super::{Kept, PruneError, Site, is_identity};
 use crate::forward::{Convolution, Take, convolutions, side_of};
 use crate::network::{Layer, Network};
@@ -38,8 +38,7 @@ pub(super) fn correct<'a>(
 
     let teacher = convolutions(site.engine, network, BASELINE_SIDE);
     let mut student: Vec<Convolution> = Vec::new();
-    let mut passages =
-        Passages { site, teacher: Passage::new(site), student: Passage::new(site) };
+    let mut passages = Passages { site, teacher: Passage::new(site), student: Passage::new(site) };
     let mut layers = Vec::new();
     for (index, layer) in network.convolutions.iter().enumerate() {
         let all: Vec<usize> = (0..layer.weight.shape()[1]).collect();
@@ -48,19 +47,21 @@ pub(super) fn correct<'a>(
             select(layer, &kept[index], inputs)
         } else {
             progress.now(&format!("correcting {}", layer.name));
-            let samples =
-                passages.sums(&teacher[..=index], &student, &kept[index], inputs.len(), progress)?;
+            let samples = passages.sums(
+                &teacher[..=index],
+                &student,
+                &kept[index],
+                inputs.len(),
+                progress,
+            )?;
             refit(layer, &samples, &kept[index], inputs, (ridge, rounds))
         };
         student.push(Convolution::new(site.engine, &layer, index, BASELINE_SIDE));
         layers.push(layer);
     }
     let Passages { teacher: whole, student: pruned, .. } = passages;
-    let convolutions = Pruned {
-        teacher: (whole, &teacher),
-        student: (pruned, &student),
-        kept: &kept[last],
-    };
+    let convolutions =
+        Pruned { teacher: (whole, &teacher), student: (pruned, &student), kept: &kept[last] };
     let linears = classifier::correct(network, convolutions, site.photos.len(), ridge, progress)?;
     Ok(Network { convolutions: layers, linears })
 }
@@ -121,21 +122,17 @@ impl Passages<'_> {
         let (last, before) = teacher.split_last().expect("the layer itself");
         let side = side_of(index, BASELINE_SIDE);
         let row = 9 * inputs + 1;
-        let per_photo = (SAMPLES * row).div_ceil(photos.len()).min(side * side);
+        let per_photo = per_photo(SAMPLES * row, photos.len(), side);
         let mut random = Random::new(index as u64);
-        let (mut x, mut y) = (Vec::new(), Vec::new());
+        let mut rows = Rows::default();
         for photo in 0..photos.len() {
             let wanted = last.run(self.site.engine, &self.teacher.map(photo, before)?, Take::Sum);
             let read = self.student.map(photo, student)?;
-            for pixel in places(side, per_photo, &mut random) {
-                let (at_y, at_x) = (pixel / side, pixel % side);
-                let from = x.len();
-                x.resize(from + row, 1.0);
-                read.patch(at_y, at_x, &mut x[from..from + row - 1]);
-                y.extend(outputs.iter().map(|&channel| wanted.at(channel, at_y, at_x)));
-            }
+            let pixels = places(side, per_photo, &mut random);
+            rows.add(pixels, (&read, true), (&wanted, outputs));
             progress.advance(1)?;
         }
-        Ok(Samples { row, outputs: outputs.len(), inputs: x, wanted: y })
+        let Rows { inputs, wanted } = rows;
+        Ok(Samples { row, outputs: outputs.len(), inputs, wanted })
     }
 }

@@ -44,17 +44,15 @@ impl<'a> Passage<'a> {
 
     /// A photo as the convolution behind `layers`, the first ones of the network, reads it. Cheap
     /// where all photos are asked for in their order, for more and more layers.
-    pub(super) fn map(
-        &mut self,
-        photo: usize,
-        layers: &[Convolution],
-    ) -> Result<Map, PruneError> {
+    pub(super) fn map(&mut self, photo: usize, layers: &[Convolution]) -> Result<Map, PruneError> {
         let before = self.stored.as_ref().map(|station| station.layer);
         let is_next = |at: usize| at <= layers.len() && before.is_none_or(|before| at > before);
         let next = STATIONS.into_iter().rfind(|&station| is_next(station));
         let stored = self.stored.as_mut().filter(|station| station.layer <= layers.len());
         let (mut at, mut map) = match stored {
-            Some(station) => (station.layer, station.read(photo).map_err(io_at(self.site.scratch))?),
+            Some(station) => {
+                (station.layer, station.read(photo).map_err(io_at(self.site.scratch))?)
+            }
             None => (0, image(self.site.photos, photo)?),
         };
         loop {
@@ -116,6 +114,14 @@ pub(super) fn run(engine: &Engine, layers: &[Convolution], image: &Map) -> Map {
     map.unwrap_or_else(|| image.clone())
 }
 
+/// Layers of few inputs are fitted on as many samples as this: they cost little there.
+const SAMPLES: usize = 1 << 15;
+
+/// How many pixels of each of `photos` maps to look at for `wanted` samples in all.
+pub(super) fn per_photo(wanted: usize, photos: usize, side: usize) -> usize {
+    wanted.max(SAMPLES).div_ceil(photos).min(side * side)
+}
+
 /// `count` different pixels of a map, evenly spread, from a random one on.
 pub(super) fn places(
     side: usize,
@@ -125,4 +131,37 @@ pub(super) fn places(
     let pixels = side * side;
     let start = (random.uniform() * pixels as f32) as usize;
     (0..count).map(move |i| (start + i * pixels / count) % pixels)
+}
+
+/// What is read at some pixels, and what is wanted there, row by row.
+#[derive(Default)]
+pub(super) struct Rows {
+    /// Each row ends with the constant 1.
+    pub(super) inputs: Vec<f32>,
+    pub(super) wanted: Vec<f32>,
+}
+
+impl Rows {
+    /// Adds `pixels`: 3 x 3 of them around each where `patches` are read, and the channels `outputs`
+    /// of what is wanted.
+    pub(super) fn add(
+        &mut self,
+        pixels: impl Iterator<Item = usize>,
+        (read, patches): (&Map, bool),
+        (wanted, outputs): (&Map, &[usize]),
+    ) {
+        let row = if patches { 9 * read.channels } else { read.channels };
+        for pixel in pixels {
+            let (y, x) = (pixel / read.side, pixel % read.side);
+            let from = self.inputs.len();
+            self.inputs.resize(from + row + 1, 1.0);
+            let to = &mut self.inputs[from..from + row];
+            if patches {
+                read.patch(y, x, to)
+            } else {
+                read.pixel(y, x, to)
+            }
+            self.wanted.extend(outputs.iter().map(|&channel| wanted.at(channel, y, x)));
+        }
+    }
 }

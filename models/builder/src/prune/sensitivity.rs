@@ -3,7 +3,7 @@
 
 use vggd::model::Engine;
 
-use super::passage::{Passage, image, places, run};
+use super::passage::{Passage, Rows, image, per_photo, places, run};
 use super::{Options, PruneError, Site, block, is_identity, worker};
 use crate::forward::{Convolution, Map, Take, classify, convolutions, pooled, side_of};
 use crate::judge::divergence;
@@ -182,31 +182,21 @@ impl Bench<'_> {
         let mut statistics = Statistics::new(taps * channels, outputs);
         let side = side_of(reader.unwrap_or(16), BASELINE_SIDE);
         let (row, mut random) = (statistics.row(), Random::new(layer as u64));
-        let per_photo = (SAMPLES * row).div_ceil(self.photos.0).min(side * side);
-        let (mut x, mut y) = (Vec::new(), Vec::new());
+        let per_photo = per_photo(SAMPLES * row, self.photos.0, side);
+        let channels: Vec<usize> = (0..outputs).collect();
+        let mut rows = Rows::default();
         for photo in 0..self.photos.0 {
             let map = self.photos.1.map(photo, &self.layers[..reader.unwrap_or(16)])?;
             let wanted = reader.map(|reader| self.layers[reader].run(self.engine, &map, Take::Sum));
-            for pixel in places(side, per_photo, &mut random) {
-                let (at_y, at_x) = (pixel / side, pixel % side);
-                let from = x.len();
-                x.resize(from + row, 1.0);
-                let to = &mut x[from..from + row - 1];
-                match &wanted {
-                    Some(_) => map.patch(at_y, at_x, to),
-                    None => map.pixel(at_y, at_x, to),
-                }
-                let wanted = wanted.as_ref().unwrap_or(&map);
-                y.extend((0..outputs).map(|channel| wanted.at(channel, at_y, at_x)));
-                if x.len() == 2048 * row {
-                    statistics.add(&x, &y);
-                    x.clear();
-                    y.clear();
-                }
+            let wanted = (wanted.as_ref().unwrap_or(&map), &channels[..]);
+            rows.add(places(side, per_photo, &mut random), (&map, reader.is_some()), wanted);
+            if rows.inputs.len() >= 2048 * row {
+                statistics.add(&rows.inputs, &rows.wanted);
+                rows = Rows::default();
             }
             progress.advance(1)?;
         }
-        statistics.add(&x, &y);
+        statistics.add(&rows.inputs, &rows.wanted);
         Ok(statistics)
     }
 

@@ -30,6 +30,9 @@ impl Removal {
     }
 }
 
+/// The most groups that go at a time: of two that could make up for each other, both may.
+const MOST: usize = 16;
+
 /// The order in which to remove groups of `taps` columns from a layer of the given `weight`
 /// (outputs x columns, row-major), down to `least` groups. Several groups go at a time where there
 /// are many.
@@ -63,7 +66,7 @@ pub fn removal(
 
     let (mut order, mut error) = (Vec::new(), vec![0.0]);
     while surgery.left.len() > least {
-        let step = (groups / 64).clamp(1, surgery.left.len() - least);
+        let step = (groups / 64).min(MOST).clamp(1, surgery.left.len() - least);
         let (gone, cost) = surgery.remove(step);
         let before = *error.last().expect("never empty");
         // Each of a step's groups is charged the same.
