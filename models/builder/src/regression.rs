@@ -367,13 +367,21 @@ impl Samples {
         }
         let all: Vec<usize> = (0..rows).collect();
         let moves = self.moves(&gram, found, &all, best.1? * mean, relu);
-        let moves = Mat::from_fn(self.outputs, rows, |output, row| moves[(row, output)] as f32);
-        let mut change = Mat::<f32>::zeros(self.outputs, self.row);
-        matmul(change.as_mut(), Accum::Replace, &moves, x, 1.0, Par::rayon(0));
-        let mut fit = Fit { weight: Vec::new(), bias: Vec::new() };
-        for output in 0..self.outputs {
-            fit.weight.extend((0..self.row - 1).map(|i| change[(output, i)]));
-            fit.bias.push(change[(output, self.row - 1)]);
+        let mut fit =
+            Fit { weight: Vec::with_capacity(self.outputs * (self.row - 1)), bias: Vec::new() };
+        // Some outputs at a time: the first linear layer's weights are many.
+        let mut change = vec![0.0; NUDGED * self.row];
+        for from in (0..self.outputs).step_by(NUDGED) {
+            let count = NUDGED.min(self.outputs - from);
+            let part = Mat::from_fn(count, rows, |i, row| moves[(row, from + i)] as f32);
+            let change = &mut change[..count * self.row];
+            let to = MatMut::from_row_major_slice_mut(change, count, self.row);
+            matmul(to, Accum::Replace, &part, x, 1.0, Par::rayon(0));
+            for change in change.chunks(self.row) {
+                let (bias, weight) = change.split_last().expect("a row ends with the constant");
+                fit.weight.extend(weight);
+                fit.bias.push(*bias);
+            }
         }
         Some(fit)
     }
@@ -413,6 +421,9 @@ impl Samples {
         moves
     }
 }
+
+/// Outputs whose weights are nudged at a time.
+const NUDGED: usize = 256;
 
 /// Times that a nudge is repeated for what a ReLU cuts off.
 const ROUNDS: usize = 6;

@@ -9,7 +9,7 @@ use super::passage::{Passage, Rows};
 use crate::forward::{Convolution, linear, pooled};
 use crate::network::{Layer, Network};
 use crate::progress::Progress;
-use crate::regression::{Samples, Statistics, times_transposed};
+use crate::regression::{Fit, Samples, Statistics, times_transposed};
 use crate::tensor::Tensor;
 use crate::topology::POOLED_SIDE;
 
@@ -62,7 +62,7 @@ pub(super) fn correct<'a>(
         let inputs = read.chunks(row - 1).flat_map(|x| x.iter().copied().chain([1.0])).collect();
         let samples = Samples { row, outputs, inputs, wanted };
         if let Some(change) = samples.nudge(&found, relu) {
-            layers[index] = moved(&layers[index], &change.weight, &change.bias);
+            layers[index] = moved(&layers[index], change);
         }
         read = linear(&layers[index], &read, count);
         wanted = samples.wanted;
@@ -73,16 +73,16 @@ pub(super) fn correct<'a>(
     Ok(layers)
 }
 
-/// A layer with other weights and biases added to its own.
-fn moved<'a>(layer: &Layer<'_>, weight: &[f32], bias: &[f32]) -> Layer<'a> {
-    let add = |tensor: &Tensor<'_>, change: &[f32]| {
-        let sum = tensor.values().iter().zip(change).map(|(a, b)| a + b).collect();
-        Tensor::new(tensor.shape().to_owned(), sum)
-    };
+/// A layer with weights and biases added to its own.
+fn moved<'a>(layer: &Layer<'_>, mut change: Fit) -> Layer<'a> {
+    let own = [(&mut change.weight, &layer.weight), (&mut change.bias, &layer.bias)];
+    for (change, own) in own {
+        change.iter_mut().zip(own.values().iter()).for_each(|(change, own)| *change += own);
+    }
     Layer {
         name: layer.name.clone(),
-        weight: add(&layer.weight, weight),
-        bias: add(&layer.bias, bias),
+        weight: Tensor::new(layer.weight.shape().to_owned(), change.weight),
+        bias: Tensor::new(layer.bias.shape().to_owned(), change.bias),
     }
 }
 
