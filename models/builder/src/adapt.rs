@@ -23,7 +23,7 @@ use vggd::model::Engine;
 use self::classifier::{Classifier, Lessons};
 use crate::build::{BuildError, plain_source};
 use crate::finetune::{Examples, View};
-use crate::forward::{Map, Take, convolutions, pooled};
+use crate::forward::{Map, convolutions, pooled, run};
 use crate::import::{Import, import};
 use crate::labels;
 use crate::network::Network;
@@ -188,26 +188,22 @@ pub fn adapt(
 /// The photos and the names of their classes, sorted.
 fn sorted(request: &Adapt, set: &ModelSet) -> Result<(Photos, Vec<String>), AdaptError> {
     let folder = &request.photos;
-    let open = |labels: &[String]| Photos::open(folder, labels, &set.manifest.preprocess);
-    let mut names = BTreeSet::new();
-    for entry in &open(&[])?.entries {
+    let mut photos = Photos::open(folder, &[], &set.manifest.preprocess)?;
+    let mut classes = Vec::new();
+    for entry in &photos.entries {
         let within = entry.path.strip_prefix(folder).unwrap_or(&entry.path);
         let mut parts = within.components();
-        let class = parts.next().filter(|_| parts.next().is_some());
-        let Some(class) = class else {
+        let Some(class) = parts.next().filter(|_| parts.next().is_some()) else {
             return Err(AdaptError::Unsorted { path: entry.path.clone(), folder: folder.clone() });
         };
-        names.insert(class.as_os_str().to_string_lossy().into_owned());
+        classes.push(class.as_os_str().to_string_lossy().into_owned());
     }
-    let labels: Vec<String> = names.into_iter().collect();
+    let labels: Vec<String> = BTreeSet::from_iter(classes.iter().cloned()).into_iter().collect();
     if let [class] = &labels[..] {
         return Err(AdaptError::OneClass { class: class.clone(), folder: folder.clone() });
     }
-    let mut photos = open(&[])?;
-    for entry in &mut photos.entries {
-        let within = entry.path.strip_prefix(folder).unwrap_or(&entry.path);
-        let class = within.components().next().map(|class| class.as_os_str().to_string_lossy());
-        entry.label = labels.iter().position(|label| Some(label.as_str()) == class.as_deref());
+    for (entry, class) in photos.entries.iter_mut().zip(&classes) {
+        entry.label = labels.binary_search(class).ok();
     }
     let photos = photos.sample(MOST);
     for (class, label) in labels.iter().enumerate() {
@@ -241,11 +237,8 @@ fn read(
                     photos.view(photo, crop, BASELINE_SIDE)?
                 }
             };
-            let mut map = Map::image(input, BASELINE_SIDE);
-            for layer in &layers {
-                map = layer.run(engine, &map, Take::Activation);
-            }
-            features.extend(pooled(&map));
+            let image = Map::image(input, BASELINE_SIDE);
+            features.extend(pooled(&run(engine, &layers, &image)));
             progress.advance(1)?;
         }
     }

@@ -177,6 +177,15 @@ pub fn convolutions(engine: &Engine, network: &Network<'_>, input_side: usize) -
         .collect()
 }
 
+/// `image`, or what some layer gives, after all of `layers`, which follow it.
+pub fn run(engine: &Engine, layers: &[Convolution], image: &Map) -> Map {
+    let mut map = None;
+    for layer in layers {
+        map = Some(layer.run(engine, map.as_ref().unwrap_or(image), Take::Activation));
+    }
+    map.unwrap_or_else(|| image.clone())
+}
+
 /// The last feature map as the first linear layer reads it: channels x 7 x 7, averaged from or
 /// repeated to that size as torchvision's adaptive pooling does.
 pub fn pooled(map: &Map) -> Vec<f32> {
@@ -221,8 +230,15 @@ pub fn classify(network: &Network<'_>, pooled: &[f32]) -> Vec<f32> {
 /// # Panics
 /// If a row is not as long as the layer has columns.
 pub fn linear(layer: &Layer<'_>, x: &[f32], rows: usize) -> Vec<f32> {
-    let bias = layer.bias.values();
-    let mut y = times_transposed(x, rows, &layer.weight.values(), bias.len());
+    affine(&layer.weight.values(), &layer.bias.values(), x, rows)
+}
+
+/// X W^T + b for `rows` rows of inputs, row-major.
+///
+/// # Panics
+/// If the lengths do not fit each other.
+pub fn affine(weight: &[f32], bias: &[f32], x: &[f32], rows: usize) -> Vec<f32> {
+    let mut y = times_transposed(x, rows, weight, bias.len());
     for row in y.chunks_mut(bias.len()) {
         row.iter_mut().zip(bias.iter()).for_each(|(value, bias)| *value += bias);
     }

@@ -211,6 +211,11 @@ fn worker(network: &Network<'_>, index: usize) -> usize {
     (0..=index).rev().find(|&i| i == 0 || !is_identity(&network.convolutions[i])).unwrap_or(0)
 }
 
+/// The layers that do more than hand their input on.
+fn workers(network: &Network<'_>) -> Vec<usize> {
+    (0..network.convolutions.len()).filter(|&index| worker(network, index) == index).collect()
+}
+
 /// How many filters convolution `index` may keep in all: a multiple of this.
 fn block(network: &Network<'_>, index: usize) -> usize {
     let last = network.convolutions.len() - 1;

@@ -56,6 +56,11 @@ pub fn times_transposed(x: &[f32], rows: usize, weight: &[f32], outputs: usize) 
     y
 }
 
+/// Rows of `columns` numbers, each with the constant 1 behind it.
+pub fn with_constant(x: &[f32], columns: usize) -> Vec<f32> {
+    x.chunks(columns).flat_map(|row| row.iter().copied().chain([1.0])).collect()
+}
+
 /// X W for `x` of `rows` rows and a `weight` of `columns` columns, all row-major: rows x columns.
 ///
 /// # Panics

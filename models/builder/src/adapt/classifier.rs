@@ -5,7 +5,7 @@
 //! products, until it is written out at the end.
 
 use super::{AdaptError, FOLDS};
-use crate::forward::linear;
+use crate::forward::{affine, linear};
 use crate::judge::{first, softmax};
 use crate::network::Layer;
 use crate::progress::Progress;
@@ -222,20 +222,21 @@ impl<'a> Desk<'a> {
         }
     }
 
-    /// What the first layer gives, and what follows: the sums of each layer.
-    fn forward(&self, state: &State, rows: &[usize]) -> [Vec<f32>; 3] {
+    /// What the first layer gives, and what follows: the sums of each layer. `products` are the
+    /// inner products of these rows' inputs with those of the rows that are learned from.
+    fn forward(&self, state: &State, rows: &[usize], products: &[f32]) -> [Vec<f32>; 3] {
         let units = [0, 1].map(|layer| self.linears[layer].outputs());
-        let products = gather(&self.inputs, self.rows, rows, &state.rows);
-        let mut one = times(&products, rows.len(), &state.first, units[0]);
+        let mut one = times(products, rows.len(), &state.first, units[0]);
         let before = pick(&self.before, units[0], rows);
         one.iter_mut().zip(before).for_each(|(sum, before)| *sum += before);
-        let two = sums(&relu(&one), rows.len(), &state.second, &state.second_bias);
-        let three = sums(&relu(&two), rows.len(), &state.last, &state.last_bias);
+        let two = affine(&state.second, &state.second_bias, &relu(&one), rows.len());
+        let three = affine(&state.last, &state.last_bias, &relu(&two), rows.len());
         [one, two, three]
     }
 
     fn logits(&self, state: &State, rows: &[usize]) -> Vec<f32> {
-        let [_, _, logits] = self.forward(state, rows);
+        let products = gather(&self.inputs, self.rows, rows, &state.rows);
+        let [_, _, logits] = self.forward(state, rows, &products);
         logits
     }
 
@@ -260,7 +261,7 @@ impl<'a> Desk<'a> {
             vec![0.0; state.last.len()],
         ];
         for step in 0..steps {
-            let [one, two, logits] = self.forward(state, &rows);
+            let [one, two, logits] = self.forward(state, &rows, &products);
             let mut three = Vec::with_capacity(logits.len());
             for (row, logits) in rows.iter().zip(logits.chunks(classes)) {
                 let label = self.label(*row);
@@ -344,15 +345,6 @@ fn cut(gradients: &mut [f32], sums: &[f32]) {
 
 fn norm(values: &[f32]) -> f32 {
     values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt() as f32
-}
-
-/// What a linear layer gives.
-fn sums(x: &[f32], rows: usize, weight: &[f32], bias: &[f32]) -> Vec<f32> {
-    let mut sums = times_transposed(x, rows, weight, bias.len());
-    for row in sums.chunks_mut(bias.len()) {
-        row.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
-    }
-    sums
 }
 
 /// Some rows of a matrix of so many columns.

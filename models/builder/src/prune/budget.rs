@@ -6,7 +6,7 @@
 //! dynamic programming (Viterbi), and the price is searched for.
 
 use super::sensitivity::Sensitivity;
-use super::{Cost, Kept, PruneError, block, worker};
+use super::{Cost, Kept, PruneError, block, worker, workers};
 use crate::forward::side_of;
 use crate::network::Network;
 use crate::topology::{BASELINE_SIDE, POOLED_SIDE};
@@ -16,7 +16,7 @@ const STEPS: usize = 60;
 
 /// The cost that is left when every convolution from `first` on keeps as few filters as it can.
 pub(super) fn least(network: &Network<'_>, first: usize, cost: Cost) -> f64 {
-    let workers: Vec<usize> = (0..16).filter(|&i| worker(network, i) == i).collect();
+    let workers = workers(network);
     let fewest = |&layer: &usize| {
         let filters = network.convolutions[layer].outputs();
         if layer < first { filters } else { block(network, layer).min(filters) }

@@ -9,7 +9,7 @@ use super::passage::{Passage, Rows};
 use crate::forward::{Convolution, linear, pooled};
 use crate::network::{Layer, Network};
 use crate::progress::Progress;
-use crate::regression::{Fit, Samples, Statistics, times_transposed};
+use crate::regression::{Fit, Samples, Statistics, times_transposed, with_constant};
 use crate::tensor::Tensor;
 use crate::topology::POOLED_SIDE;
 
@@ -59,7 +59,7 @@ pub(super) fn correct<'a>(
         wanted = linear(before, &wanted, count);
         let found = linear(&layers[index], &read, count);
         let row = read.len() / count + 1;
-        let inputs = read.chunks(row - 1).flat_map(|x| x.iter().copied().chain([1.0])).collect();
+        let inputs = with_constant(&read, row - 1);
         let samples = Samples { row, outputs, inputs, wanted };
         if let Some(change) = samples.nudge(&found, relu) {
             layers[index] = moved(&layers[index], change);

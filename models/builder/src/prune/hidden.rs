@@ -6,7 +6,7 @@ use super::{PruneError, ROUNDS, Site};
 use crate::forward::{convolutions, linear, pooled};
 use crate::network::{Layer, Network};
 use crate::progress::Progress;
-use crate::regression::{Fit, Samples, Statistics, removal};
+use crate::regression::{Fit, Samples, Statistics, removal, with_constant};
 use crate::tensor::Tensor;
 use crate::topology::BASELINE_SIDE;
 
@@ -44,7 +44,7 @@ pub(super) fn narrow<'a>(
         wanted = linear(next, &wanted, photos);
 
         read.iter_mut().for_each(|value| *value = value.max(0.0));
-        let inputs = read.chunks(kept.len()).flat_map(|x| x.iter().copied().chain([1.0])).collect();
+        let inputs = with_constant(&read, kept.len());
         let samples = Samples {
             row: kept.len() + 1,
             outputs: next.outputs(),
@@ -70,9 +70,7 @@ fn missed_most(layer: &Layer<'_>, read: &[f32], count: usize, ridge: f64) -> Vec
         return (0..inputs).collect();
     }
     let mut statistics = Statistics::new(inputs, 0);
-    let x: Vec<f32> =
-        read.chunks(inputs).flat_map(|row| row.iter().copied().chain([1.0])).collect();
-    statistics.add(&x, &[]);
+    statistics.add(&with_constant(read, inputs), &[]);
     removal(&statistics, 1, &layer.weight.values(), ridge, count).kept(count)
 }
 

@@ -5,8 +5,6 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use vggd::model::Engine;
-
 use super::{PruneError, Site};
 use crate::forward::{Convolution, Map, Take};
 use crate::photos::Photos;
@@ -103,15 +101,6 @@ fn io_at(scratch: &Path) -> impl Fn(io::Error) -> PruneError {
 /// A photo as the first convolution reads it.
 pub(super) fn image(photos: &Photos, photo: usize) -> Result<Map, PruneError> {
     Ok(Map::image(photos.input(photo, BASELINE_SIDE)?, BASELINE_SIDE))
-}
-
-/// `image` after all of `layers`.
-pub(super) fn run(engine: &Engine, layers: &[Convolution], image: &Map) -> Map {
-    let mut map = None;
-    for layer in layers {
-        map = Some(layer.run(engine, map.as_ref().unwrap_or(image), Take::Activation));
-    }
-    map.unwrap_or_else(|| image.clone())
 }
 
 /// Layers of few inputs are fitted on as many samples as this: they cost little there.

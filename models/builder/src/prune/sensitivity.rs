@@ -3,9 +3,9 @@
 
 use vggd::model::Engine;
 
-use super::passage::{Passage, Rows, image, per_photo, places, run};
-use super::{Options, PruneError, Site, block, is_identity, worker};
-use crate::forward::{Convolution, Map, Take, classify, convolutions, pooled, side_of};
+use super::passage::{Passage, Rows, image, per_photo, places};
+use super::{Options, PruneError, Site, block, is_identity, workers};
+use crate::forward::{Convolution, Map, Take, classify, convolutions, pooled, run, side_of};
 use crate::judge::divergence;
 use crate::network::{Layer, Network};
 use crate::photos::Photos;
@@ -59,7 +59,7 @@ pub(super) fn measure(
 ) -> Result<Vec<Sensitivity>, PruneError> {
     let Site { engine, photos, .. } = *site;
     let judges = photos.sample(JUDGES);
-    let workers: Vec<usize> = (0..16).filter(|&i| worker(network, i) == i).collect();
+    let workers = workers(network);
     let measured = workers.iter().filter(|&&layer| layer >= options.first).count();
     progress.count((measured * (photos.len() + judges.len()) + judges.len()) as u64);
     progress.now("answers of the whole network");
