@@ -5,6 +5,8 @@
 //! PARENT/.NAME.old-XXXXXX/   what was there, renamed away just before and deleted just after
 //! ```
 //!
+//! Whatever else lies in the folder of a set that is replaced, such as photos, stays in the folder.
+//!
 //! So PARENT/NAME is never half a set. A step that fails or is told to stop deletes the first
 //! folder when its [`SetWriter`] is dropped; after a crash or a power cut either may be left, the
 //! second only if the set was cut off between the two renames, and both can be deleted by hand.
@@ -167,12 +169,9 @@ impl SetWriter {
         };
         let _moved = self.folder.keep();
         sync(&self.parent)?;
-        match replaced {
-            Some(path) => {
-                fs::remove_dir_all(&path).map_err(|error| WriteError::Leftover { path, error })
-            }
-            None => Ok(()),
-        }
+        let Some(path) = replaced else { return Ok(()) };
+        (keep_others(&path, &self.place).and_then(|()| fs::remove_dir_all(&path)))
+            .map_err(|error| WriteError::Leftover { path, error })
     }
 
     /// Exchanges the set in the place for the new one, and says where the old one is.
@@ -190,6 +189,29 @@ impl SetWriter {
             }
         }
     }
+}
+
+/// Moves from an old set to the new one what is no part of a set.
+fn keep_others(old: &Path, new: &Path) -> io::Result<()> {
+    let text = fs::read_to_string(old.join(manifest::FILE_NAME))?;
+    let manifest = toml::from_str::<Manifest>(&text).ok();
+    let is_part = |name: &str| match &manifest {
+        Some(Manifest { labels, files, variants, .. }) => {
+            name == labels
+                || files.iter().any(|file| name == file.path)
+                || variants.iter().any(|variant| name == variant.graph)
+        }
+        None => name.ends_with(".bin") || name.ends_with(".onnx"),
+    };
+    for entry in fs::read_dir(old)? {
+        let entry = entry?;
+        let (name, to) = (entry.file_name(), new.join(entry.file_name()));
+        let is_part = name.to_str().is_some_and(is_part);
+        if !is_part && !to.try_exists()? {
+            fs::rename(entry.path(), to)?;
+        }
+    }
+    Ok(())
 }
 
 /// Puts `manifest` in the place of the one that the set in `folder` has, in one step.

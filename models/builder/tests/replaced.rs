@@ -89,12 +89,19 @@ fn a_step_that_is_stopped_leaves_nothing_and_takes_nothing_away() {
 }
 
 #[test]
-fn force_replaces_a_whole_set_also_behind_a_link() {
+fn force_replaces_a_set_also_behind_a_link_and_leaves_what_is_no_part_of_it() {
     let folder = tempfile::tempdir().unwrap();
     let parent = folder.path().join("sets");
     let mut request = request(folder.path(), parent.join("set"));
     import(&request, &mut ()).unwrap();
-    fs::write(request.out.join("left-over"), "of the old set").unwrap();
+    let parts = entries(&request.out);
+    fs::rename(request.out.join("quantized.onnx"), request.out.join("old.onnx")).unwrap();
+    let manifest = fs::read_to_string(request.out.join("manifest.toml")).unwrap();
+    let manifest =
+        manifest.replace("quantized.onnx", "old.onnx").replace("\"quantized\"", "\"old\"");
+    fs::write(request.out.join("manifest.toml"), manifest).unwrap();
+    fs::create_dir(request.out.join("photos")).unwrap();
+    fs::write(request.out.join("photos/cat.jpg"), "of the user").unwrap();
 
     symlink(&request.out, folder.path().join("link")).unwrap();
     request.out = folder.path().join("link");
@@ -104,7 +111,9 @@ fn force_replaces_a_whole_set_also_behind_a_link() {
     let set = ModelSet::open(&parent.join("set")).unwrap();
     assert_eq!(set.manifest.name, "another");
     assert_eq!(set.labels, ["yes", "no"]);
-    assert!(!set.directory.join("left-over").exists());
+    assert!(!set.directory.join("old.onnx").exists());
+    assert_eq!(fs::read(set.directory.join("photos/cat.jpg")).unwrap(), b"of the user");
+    assert_eq!(entries(&set.directory), parts + 1);
     assert!(request.out.is_symlink());
     assert_eq!(entries(&parent), 1);
 }
