@@ -32,6 +32,7 @@ use crate::photos::{Photos, PhotosError};
 use crate::progress::{Interrupted, Progress};
 use crate::quantize::GROUP;
 use crate::topology::BASELINE_SIDE;
+use correct::Effort;
 
 /// Filters come in multiples of this, so that kernels' blocks of channels are full.
 pub const BLOCK: usize = 16;
@@ -39,11 +40,11 @@ pub const BLOCK: usize = 16;
 /// Share of what is to be saved that a stage leaves, at the least.
 const STAGE: f64 = 0.7;
 
-/// Times that a fit is repeated for what the ReLU cuts off.
-const ROUNDS: usize = 12;
+/// How hard to try to correct a network.
+const EFFORT: Effort = Effort { samples: 16, rounds: 8 };
 
 /// The same where only the next stage depends on it.
-const DRAFT_ROUNDS: usize = 3;
+const DRAFT: Effort = Effort { samples: 8, rounds: 2 };
 
 /// Share of every layer's filters that goes when nothing else is asked for.
 pub const RATIO: f64 = 0.10;
@@ -68,21 +69,18 @@ pub struct Options {
     pub target: Target,
     /// The first convolution to lose filters, 0 to 15.
     pub first: usize,
-    /// How strongly refitted weights are held to what they were, as a share of the mean square of
-    /// the layer's inputs.
-    pub ridge: f64,
 }
 
 impl Options {
     /// The defaults for `target`: from conv3_1 on for a ratio, since earlier layers are small and
     /// matter more; from the first layer on for a target of multiply-accumulates, which is spent
-    /// where it hurts least anyway. Refitted weights are held more tightly where more goes.
+    /// where it hurts least anyway.
     pub fn new(target: Target) -> Self {
-        let (first, ridge) = match target {
-            Target::Ratio(_) => (4, 1e-4),
-            Target::Macs(_) | Target::Parameters(_) | Target::Hidden(_) => (0, 1e-3),
+        let first = match target {
+            Target::Ratio(_) => 4,
+            Target::Macs(_) | Target::Parameters(_) | Target::Hidden(_) => 0,
         };
-        Self { target, first, ridge }
+        Self { target, first }
     }
 }
 
@@ -122,16 +120,17 @@ pub fn prune<'a>(
     progress: &mut dyn Progress,
 ) -> Result<Network<'a>, PruneError> {
     check(options.target)?;
-    let site = Site { engine, photos, scratch };
-    let correct = |kept: &Kept, rounds: usize, progress: &mut dyn Progress| {
-        correct::correct(&site, network, kept, options.ridge, rounds, progress)
+    let [photos, held] = &photos.split();
+    let site = Site { engine, photos, held, scratch };
+    let correct = |kept: &Kept, effort: Effort, progress: &mut dyn Progress| {
+        correct::correct(&site, network, kept, effort, progress)
     };
     let (share, cost) = match options.target {
         Target::Ratio(ratio) => {
-            return correct(&smallest_norms(network, ratio, options.first), ROUNDS, progress);
+            return correct(&smallest_norms(network, ratio, options.first), EFFORT, progress);
         }
         Target::Hidden(count) => {
-            return hidden::narrow(&site, network, count, options.ridge, progress);
+            return hidden::narrow(&site, network, count, progress);
         }
         Target::Macs(share) => (share, Cost::Macs),
         Target::Parameters(share) => (share, Cost::Parameters),
@@ -157,8 +156,8 @@ pub fn prune<'a>(
         for (kept, further) in kept.iter_mut().zip(further) {
             *kept = further.into_iter().map(|filter| kept[filter]).collect();
         }
-        let rounds = if stage == stages { ROUNDS } else { DRAFT_ROUNDS };
-        pruned = correct(&kept, rounds, progress)?;
+        let effort = if stage == stages { EFFORT } else { DRAFT };
+        pruned = correct(&kept, effort, progress)?;
     }
     Ok(pruned)
 }
@@ -167,7 +166,10 @@ pub fn prune<'a>(
 #[derive(Clone, Copy)]
 struct Site<'a> {
     engine: &'a Engine,
+    /// Photos that layers are fitted on.
     photos: &'a Photos,
+    /// Photos that decide how closely.
+    held: &'a Photos,
     scratch: &'a Path,
 }
 

@@ -2,18 +2,32 @@
 //!
 //! [`Statistics`] takes rows of inputs x (with a constant 1 at the end, for the bias) and of wanted
 //! outputs y, as many as there are, and keeps sum x x^T and sum y x^T in float64. From these come
-//! the weights of a layer that has lost some of its inputs, by ridge regression towards the
-//! weights it had ([`Statistics::fit`]), and the order in which inputs are best lost
-//! (`surgeon`). The only user of crate faer.
+//! the weights of a layer that has lost some of its inputs, by ridge regression towards a prior
+//! ([`Statistics::fit`]), and the order in which inputs are best lost (`surgeon`). How strong the
+//! ridge has to be, other samples decide ([`Samples::fit_relu`]): on those that it was fitted on,
+//! a layer with thousands of inputs is right where it is not elsewhere. The only user of crate faer.
 
+mod nudge;
 mod surgeon;
+
+use std::borrow::Cow;
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::solvers::{Llt, Solve};
 use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
 
+pub use nudge::Nudge;
 pub use surgeon::{Removal, removal};
+
+/// How strongly weights are held to a prior where nothing tells, as a share of the variance of an
+/// input.
+pub const RIDGE: f64 = 0.03;
+
+/// The same where other samples tell.
+pub const RIDGES: [f64; 5] = [1e-5, 1e-3, 0.03, 0.3, 3.0];
 
 /// Sums over all samples of a layer.
 #[derive(Clone)]
@@ -119,6 +133,11 @@ impl Statistics {
         }
     }
 
+    /// Numbers in one row of outputs.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
     /// Numbers in one row of inputs, the constant 1 at its end included.
     pub fn row(&self) -> usize {
         self.columns
@@ -177,7 +196,7 @@ impl Statistics {
 
     /// The layer that reads only `kept` groups of `taps` columns each and comes nearest to the
     /// wanted outputs: minimises the mean of (y - W x - b)^2 + `ridge` s (W - P)^2 over W and b,
-    /// with P the `prior` weights of these columns and s the mean square of an input.
+    /// with P the `prior` weights of these columns and s the mean variance of an input.
     ///
     /// `prior` is outputs x all columns, row-major.
     ///
@@ -203,11 +222,11 @@ impl Statistics {
     /// What is added to the diagonal for `ridge`.
     fn penalty(&self, ridge: f64) -> f64 {
         let inputs = self.columns - 1;
-        let trace: f64 = (0..inputs).map(|i| self.gram[(i, i)]).sum();
+        let samples = self.samples.max(1) as f64;
+        let variance = |i: usize| self.gram[(i, i)] - self.gram[(inputs, i)].powi(2) / samples;
+        let trace: f64 = (0..inputs).map(variance).sum();
         // An input that is always zero must not make the matrix singular.
-        (ridge * trace / inputs.max(1) as f64)
-            .max(1e-9 * self.samples as f64)
-            .max(f64::MIN_POSITIVE)
+        (ridge * trace / inputs.max(1) as f64).max(1e-9 * samples).max(f64::MIN_POSITIVE)
     }
 }
 
@@ -276,48 +295,87 @@ fn factor(mut matrix: Mat<f64>, count: usize, mut penalty: f64) -> (Llt<f64>, f6
 
 /// Rows of inputs, each ending with the constant 1, and of the outputs wanted for them.
 pub struct Samples {
-    /// Numbers in a row of `inputs`.
-    pub row: usize,
-    /// Numbers in a row of `wanted`.
-    pub outputs: usize,
-    /// Row-major.
-    pub inputs: Vec<f32>,
-    /// Row-major.
-    pub wanted: Vec<f32>,
+    row: usize,
+    outputs: usize,
+    inputs: Inputs,
+    wanted: Vec<f32>,
+}
+
+enum Inputs {
+    Whole(Vec<f32>),
+    Short(Vec<bf16>),
 }
 
 impl Samples {
+    /// None yet, of rows of `row` inputs (with the constant) and `outputs` outputs.
+    pub fn new(row: usize, outputs: usize) -> Self {
+        Self { row, outputs, inputs: Inputs::Whole(Vec::new()), wanted: Vec::new() }
+    }
+
+    /// The same for inputs that vary so much that bfloat16 tells them apart, in half the memory.
+    pub fn short(row: usize, outputs: usize) -> Self {
+        Self { inputs: Inputs::Short(Vec::new()), ..Self::new(row, outputs) }
+    }
+
+    /// Adds samples.
+    ///
+    /// # Panics
+    /// If the lengths do not fit each other.
+    pub fn add(&mut self, x: &[f32], y: &[f32]) {
+        assert_eq!(x.len() / self.row * self.outputs, y.len());
+        match &mut self.inputs {
+            Inputs::Whole(inputs) => inputs.extend(x),
+            Inputs::Short(inputs) => {
+                let from = inputs.len();
+                inputs.resize(from + x.len(), bf16::ZERO);
+                inputs[from..].convert_from_f32_slice(x);
+            }
+        }
+        self.wanted.extend(y);
+    }
+
     /// The layer whose outputs come nearest to the wanted ones after both went through a ReLU:
     /// minimises the mean of (y - z)^2 where y > 0 and of max(z, 0)^2 elsewhere, z = W x + b, with
-    /// the same ridge as [`Statistics::fit`].
+    /// a ridge towards `prior` (outputs x inputs, row-major) as in [`Statistics::fit`]: the one of
+    /// [`RIDGES`] that brings a linear fit nearest to what is wanted for the samples `held` back.
     ///
     /// What a ReLU cuts off need not be met: by majorisation, each of `rounds` linear fits wants
     /// there what the one before gave, if that was negative (as Zhang et al. 2016, section 3.2,
     /// alternate between responses and weights), and goes a little beyond it (Nesterov).
     ///
     /// # Panics
-    /// If the lengths do not fit each other, or `ridge` is not positive.
-    pub fn fit_relu(&self, prior: &[f32], ridge: f64, rounds: usize) -> Fit {
+    /// If the lengths do not fit each other.
+    pub fn fit_relu(&self, held: &Samples, prior: &[f32], rounds: usize) -> Fit {
         let mut statistics = Statistics::new(self.row - 1, self.outputs);
         for (x, y) in self.batches() {
-            statistics.add(x, y);
+            statistics.add(&x, y);
         }
-        let normal = Normal::new(&statistics, (0..self.row - 1).collect(), prior, ridge);
-        let Statistics { cross, .. } = statistics;
-        let mut fit = normal.solve(self.outputs, |output, column| cross[(output, column)]);
+        let cross = std::mem::replace(&mut statistics.cross, Mat::zeros(0, 0));
+        let normal = |ridge| Normal::new(&statistics, (0..self.row - 1).collect(), prior, ridge);
+        let linear = |normal: &Normal<'_>| {
+            normal.solve(self.outputs, |output, column| cross[(output, column)])
+        };
+        let judge = |ridge| (held.error(&linear(&normal(ridge)), rounds > 0), ridge);
+        let ridge = match held.wanted.is_empty() {
+            true => RIDGE,
+            false => {
+                let judged = RIDGES.into_iter().map(judge);
+                judged.min_by(|a, b| a.0.total_cmp(&b.0)).expect("there are ridges").1
+            }
+        };
+        let normal = normal(ridge);
+        let mut fit = linear(&normal);
         let mut ahead = fit.clone();
         for round in 0..rounds {
             let mut sum = Mat::<f32>::zeros(self.outputs, self.row);
             for (x, y) in self.batches() {
-                let mut wanted = ahead.apply(x, self.row);
-                for (wanted, y) in wanted.iter_mut().zip(y) {
-                    *wanted = if *y > 0.0 { *y } else { wanted.min(0.0) };
-                }
-                let rows = x.len() / self.row;
-                let x = MatRef::from_row_major_slice(x, rows, self.row);
+                let mut wanted = ahead.apply(&x, self.row);
+                let lacks: Vec<f32> = missing(y, &wanted, true).collect();
+                wanted.iter_mut().zip(lacks).for_each(|(found, lacks)| *found += lacks);
+                let rows = y.len() / self.outputs;
+                let x = MatRef::from_row_major_slice(&x, rows, self.row);
                 let wanted = MatRef::from_row_major_slice(&wanted, rows, self.outputs);
-                let par = Par::rayon(0);
-                matmul(sum.as_mut(), Accum::Add, wanted.transpose(), x, 1.0, par);
+                matmul(sum.as_mut(), Accum::Add, wanted.transpose(), x, 1.0, Par::rayon(0));
             }
             let next =
                 normal.solve(self.outputs, |output, column| f64::from(sum[(output, column)]));
@@ -330,123 +388,40 @@ impl Samples {
         fit
     }
 
-    fn batches(&self) -> impl Iterator<Item = (&[f32], &[f32])> {
-        const ROWS: usize = 2048;
-        self.inputs.chunks(ROWS * self.row).zip(self.wanted.chunks(ROWS * self.outputs))
-    }
-}
-
-impl Samples {
-    /// The change of weights and biases that brings a layer with more inputs than there are samples
-    /// nearer to the wanted outputs, with `relu` where both go through one: ridge regression of
-    /// what is missing, in the space of the samples. How strong the ridge is, every fifth sample
-    /// decides, on which the change is tried; nothing if it helps there at no strength.
-    ///
-    /// `found` is what the layer gives now.
-    pub fn nudge(&self, found: &[f32], relu: bool) -> Option<Fit> {
-        let rows = self.inputs.len() / self.row;
-        let x = MatRef::from_row_major_slice(&self.inputs, rows, self.row);
-        let mut gram = Mat::<f32>::zeros(rows, rows);
-        matmul(gram.as_mut(), Accum::Replace, x, x.transpose(), 1.0, Par::rayon(0));
-        let gram = Mat::from_fn(rows, rows, |i, j| f64::from(gram[(i, j)]));
-        let mean = (0..rows).map(|i| gram[(i, i)]).sum::<f64>() / rows.max(1) as f64;
-
-        let held: Vec<usize> = (0..rows).filter(|row| row % 5 == 4).collect();
-        let others: Vec<usize> = (0..rows).filter(|row| row % 5 != 4).collect();
-        let off = |found: &[f32], rows: &[usize]| -> f64 {
-            let of = |&row: &usize| {
-                let at = row * self.outputs..(row + 1) * self.outputs;
-                missing(&self.wanted[at.clone()], &found[at], relu)
-                    .map(|missing| missing.powi(2))
-                    .sum::<f64>()
-            };
-            rows.iter().map(of).sum()
+    /// Squared error of a layer, with `relu` where both go through one.
+    fn error(&self, fit: &Fit, relu: bool) -> f64 {
+        let of = |(x, wanted): (Cow<'_, [f32]>, &[f32])| {
+            squared(missing(wanted, &fit.apply(&x, self.row), relu))
         };
-        let mut best = (off(found, &held), None);
-        for strength in (-4..=2).map(|power| 10f64.powi(power)) {
-            let moves = self.moves(&gram, found, &others, strength * mean, relu);
-            let error = off(&moved(found, &gram, &moves, self.outputs), &held);
-            if error < best.0 {
-                best = (error, Some(strength));
-            }
-        }
-        let all: Vec<usize> = (0..rows).collect();
-        let moves = self.moves(&gram, found, &all, best.1? * mean, relu);
-        let mut fit =
-            Fit { weight: Vec::with_capacity(self.outputs * (self.row - 1)), bias: Vec::new() };
-        // Some outputs at a time: the first linear layer's weights are many.
-        let mut change = vec![0.0; NUDGED * self.row];
-        for from in (0..self.outputs).step_by(NUDGED) {
-            let count = NUDGED.min(self.outputs - from);
-            let part = Mat::from_fn(count, rows, |i, row| moves[(row, from + i)] as f32);
-            let change = &mut change[..count * self.row];
-            let to = MatMut::from_row_major_slice_mut(change, count, self.row);
-            matmul(to, Accum::Replace, &part, x, 1.0, Par::rayon(0));
-            for change in change.chunks(self.row) {
-                let (bias, weight) = change.split_last().expect("a row ends with the constant");
-                fit.weight.extend(weight);
-                fit.bias.push(*bias);
-            }
-        }
-        Some(fit)
+        self.batches().map(of).sum()
     }
 
-    /// Weights of the samples, samples x outputs, those not in `rows` 0.
-    fn moves(
-        &self,
-        gram: &Mat<f64>,
-        found: &[f32],
-        rows: &[usize],
-        penalty: f64,
-        relu: bool,
-    ) -> Mat<f64> {
-        let normal = Mat::from_fn(rows.len(), rows.len(), |i, j| gram[(rows[i], rows[j])]);
-        let (factor, _) = factor(normal, rows.len(), penalty);
-        let total = gram.nrows();
-        let mut moves = Mat::<f64>::zeros(total, self.outputs);
-        // What a ReLU cuts off need not be met, and what that is changes with the weights.
-        for _ in 0..if relu { ROUNDS } else { 1 } {
-            let now = moved(found, gram, &moves, self.outputs);
-            let mut right = Mat::<f64>::zeros(rows.len(), self.outputs);
-            for (i, &row) in rows.iter().enumerate() {
-                let at = row * self.outputs..(row + 1) * self.outputs;
-                let wanted = missing(&self.wanted[at.clone()], &now[at.clone()], relu);
-                for (output, missing) in wanted.enumerate() {
-                    let before = f64::from(now[at.start + output] - found[at.start + output]);
-                    right[(i, output)] = missing + before;
-                }
-            }
-            factor.solve_in_place(right.as_mut());
-            for (i, &row) in rows.iter().enumerate() {
-                for output in 0..self.outputs {
-                    moves[(row, output)] = right[(i, output)];
-                }
-            }
-        }
-        moves
+    fn batches(&self) -> impl Iterator<Item = (Cow<'_, [f32]>, &[f32])> {
+        const ROWS: usize = 2048;
+        let wanted = self.wanted.chunks(ROWS * self.outputs);
+        wanted.enumerate().map(|(batch, wanted)| {
+            let from = batch * ROWS * self.row;
+            let places = from..from + wanted.len() / self.outputs * self.row;
+            let inputs = match &self.inputs {
+                Inputs::Whole(inputs) => Cow::from(&inputs[places]),
+                Inputs::Short(inputs) => Cow::from(inputs[places].to_f32_vec()),
+            };
+            (inputs, wanted)
+        })
     }
 }
 
-/// Outputs whose weights are nudged at a time.
-const NUDGED: usize = 256;
+/// Sum of the squares.
+pub fn squared(values: impl Iterator<Item = f32>) -> f64 {
+    values.map(|value| f64::from(value).powi(2)).sum()
+}
 
-/// Times that a nudge is repeated for what a ReLU cuts off.
-const ROUNDS: usize = 6;
-
-/// What outputs lack.
-fn missing(wanted: &[f32], found: &[f32], relu: bool) -> impl Iterator<Item = f64> {
+/// What outputs lack, with `relu` where both go through one: what that cuts off need not be met.
+pub fn missing(wanted: &[f32], found: &[f32], relu: bool) -> impl Iterator<Item = f32> {
     wanted.iter().zip(found).map(move |(&wanted, &found)| {
         let wanted = if relu && wanted <= 0.0 { found.min(0.0) } else { wanted };
-        f64::from(wanted - found)
+        wanted - found
     })
-}
-
-/// Outputs after the weights have moved by so much of each sample.
-fn moved(found: &[f32], gram: &Mat<f64>, moves: &Mat<f64>, outputs: usize) -> Vec<f32> {
-    let mut change = Mat::<f64>::zeros(gram.nrows(), outputs);
-    matmul(change.as_mut(), Accum::Replace, gram, moves, 1.0, Par::rayon(0));
-    let at = |i: usize| change[(i / outputs, i % outputs)] as f32;
-    found.iter().enumerate().map(|(i, found)| found + at(i)).collect()
 }
 
 impl Fit {

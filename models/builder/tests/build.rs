@@ -209,9 +209,9 @@ fn variants_are_added_to_a_set() {
     assert!(matches!(gone, Err(BuildError::NotFloat { .. })), "{gone:?}");
 }
 
-/// The tiny network with filters that give half of what another one does: whoever reads them can do
-/// without them.
-fn redundant(path: &Path) {
+/// The tiny network with filters that give that share of what another one does: whoever reads them
+/// can do without them.
+fn redundant(path: &Path, share: f32) {
     let mut tensors = tiny::tensors(&tiny::topology(CLASSES));
     for index in [19, 21, 23, 25, 28, 30, 32] {
         for part in ["weight", "bias"] {
@@ -220,7 +220,7 @@ fn redundant(path: &Path) {
             let mut values = tensor.values().into_owned();
             let row = values.len() / shape[0];
             for at in (shape[0] - 16) * row..values.len() {
-                values[at] = 0.5 * values[at - (shape[0] - 16) * row];
+                values[at] = share * values[at - (shape[0] - 16) * row];
             }
             *tensor = Tensor::new(shape, values);
         }
@@ -243,50 +243,74 @@ fn answers(engine: &Engine, network: &Network<'_>, photos: &Photos) -> Vec<f32> 
 #[test]
 fn correction_takes_back_what_other_filters_know() {
     let place = Place::new(16);
-    redundant(&place.path("redundant.safetensors"));
-    let source = Source::open(&place.path("redundant.safetensors")).unwrap();
-    let network = Network::read(&source).unwrap();
     let engine = Engine::new(2);
     let photos = Photos::open(&place.path("photos"), &[], &Preprocess::default()).unwrap();
+    let [source, silent] = [0.5, 0.0].map(|share| {
+        let path = place.path(&format!("{share}.safetensors"));
+        redundant(&path, share);
+        Source::open(&path).unwrap()
+    });
+    let network = Network::read(&source).unwrap();
     let whole = answers(&engine, &network, &photos);
+    let divergence =
+        |other: &Network<'_>| judge::divergence(&whole, &answers(&engine, other, &photos), CLASSES);
+    let uncorrected = divergence(&Network::read(&silent).unwrap());
     for target in [Target::Ratio(0.3), Target::Macs(0.9), Target::Parameters(0.9)] {
-        let cost = |ridge| {
-            let options = Options { ridge, ..Options::new(target) };
-            let pruned =
-                prune(&engine, &network, &photos, &options, place.folder.path(), &mut ()).unwrap();
-            judge::divergence(&whole, &answers(&engine, &pruned, &photos), CLASSES)
-        };
-        // So strong a ridge leaves weights as they were, and corrects biases only.
-        let (uncorrected, corrected) = (cost(1e9), cost(1e-4));
+        let options = Options::new(target);
+        let scratch = place.folder.path();
+        let pruned = prune(&engine, &network, &photos, &options, scratch, &mut ()).unwrap();
+        let corrected = divergence(&pruned);
         assert!(corrected < 0.1 * uncorrected, "{target:?}: {corrected}, {uncorrected} without");
     }
 }
 
 #[test]
 fn hidden_units_that_are_not_missed_go_first() {
-    let place = Place::new(16);
-    let mut tensors = tiny::tensors(&tiny::topology(CLASSES));
-    // Half of the first hidden layer's units are twins of the other half.
-    for name in ["classifier.0.weight", "classifier.0.bias"] {
-        let tensor = &tensors[name];
-        let mut values = tensor.values().into_owned();
-        let half = values.len() / 2;
-        values.copy_within(..half, half);
-        let twins = Tensor::new(tensor.shape().to_owned(), values);
-        tensors.insert(name.to_owned(), twins);
-    }
-    source::write(&place.path("twins.safetensors"), &tensors).unwrap();
-    let source = Source::open(&place.path("twins.safetensors")).unwrap();
-    let network = Network::read(&source).unwrap();
+    let place = Place::new(120);
     let engine = Engine::new(2);
     let photos = Photos::open(&place.path("photos"), &[], &Preprocess::default()).unwrap();
-    let options = Options::new(Target::Hidden(64));
-    let narrow = prune(&engine, &network, &photos, &options, place.folder.path(), &mut ()).unwrap();
-    assert_eq!(narrow.topology().hidden, [64, 64]);
-    assert_eq!(narrow.topology().channels, network.topology().channels);
-    let [whole, left] = [&network, &narrow].map(|network| answers(&engine, network, &photos));
-    let divergence = judge::divergence(&whole, &left, CLASSES);
-    assert!(divergence < 1e-3, "{divergence}");
+    let lost = |twins: bool| {
+        let mut tensors = tiny::tensors(&tiny::topology(CLASSES));
+        for name in ["classifier.0.weight", "classifier.0.bias"] {
+            let mut values = tensors[name].values().into_owned();
+            let half = values.len() / 2;
+            if twins {
+                values.copy_within(..half, half);
+            }
+            let tensor = Tensor::new(tensors[name].shape().to_owned(), values);
+            tensors.insert(name.to_owned(), tensor);
+        }
+        // The second hidden layer loses none.
+        for name in ["classifier.3.weight", "classifier.3.bias", "classifier.6.weight"] {
+            let tensor = &tensors[name];
+            let mut shape = tensor.shape().to_owned();
+            let fewer = match name {
+                "classifier.6.weight" => {
+                    let rows = tensor.rows().map(|row| row[..64].to_vec());
+                    shape[1] = 64;
+                    rows.collect::<Vec<_>>().concat()
+                }
+                _ => {
+                    let row = tensor.values().len() / shape[0];
+                    shape[0] = 64;
+                    tensor.values()[..64 * row].to_vec()
+                }
+            };
+            tensors.insert(name.to_owned(), Tensor::new(shape, fewer));
+        }
+        let path = place.path(&format!("{twins}.safetensors"));
+        source::write(&path, &tensors).unwrap();
+        let source = Source::open(&path).unwrap();
+        let network = Network::read(&source).unwrap();
+        let (options, scratch) = (Options::new(Target::Hidden(64)), place.folder.path());
+        let narrow = prune(&engine, &network, &photos, &options, scratch, &mut ()).unwrap();
+        assert_eq!(narrow.topology().hidden, [64, 64]);
+        assert_eq!(narrow.topology().channels, network.topology().channels);
+        let [whole, left] = [&network, &narrow].map(|network| answers(&engine, network, &photos));
+        judge::divergence(&whole, &left, CLASSES)
+    };
+    let (twins, others) = (lost(true), lost(false));
+    assert!(twins < 0.1 * others, "{twins} with twins, {others} without");
 }
 
 #[test]

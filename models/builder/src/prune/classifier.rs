@@ -1,15 +1,19 @@
 //! Refitting the linear layers behind pruned convolutions.
 //!
-//! The first reads what the channels that are left say about all of them, position by position. Then
-//! each of the three is nudged towards what it gave before, by ridge regression in the space of the
-//! photos, since there are more weights than photos.
+//! The first reads what the channels that are left say about all of them: pixel by pixel, or for the
+//! means of photos, whichever brings it nearer to what it gave. Then each of the three is nudged
+//! towards what it gave before, by ridge regression in the space of the photos, since there are more
+//! weights than photos.
 
 use super::PruneError;
-use super::passage::{Passage, Rows};
-use crate::forward::{Convolution, linear, pooled};
+use super::correct::{Pair, Passages, restored};
+use super::passage::Rows;
+use crate::forward::{linear, pooled};
 use crate::network::{Layer, Network};
 use crate::progress::Progress;
-use crate::regression::{Fit, Samples, Statistics, times_transposed, with_constant};
+use crate::regression::{
+    Fit, Nudge, RIDGE, RIDGES, Statistics, missing, squared, times, times_transposed, with_constant,
+};
 use crate::tensor::Tensor;
 use crate::topology::POOLED_SIDE;
 
@@ -18,59 +22,91 @@ const POSITIONS: usize = POOLED_SIDE * POOLED_SIDE;
 /// The most photos that linear layers are nudged on.
 const PHOTOS: usize = 1024;
 
-/// The convolutions before and after pruning, and the photos on their way through them.
-pub(super) struct Pruned<'a> {
-    pub(super) teacher: (Passage<'a>, &'a [Convolution]),
-    pub(super) student: (Passage<'a>, &'a [Convolution]),
-    /// Channels of the last feature map that are left.
-    pub(super) kept: &'a [usize],
-}
-
-/// The linear layers of `network` behind pruned convolutions.
+/// The linear layers of `network` behind convolutions of which the last has only filters `kept`.
+/// The second of `photos` decide how strongly layers are held to what they were.
 pub(super) fn correct<'a>(
     network: &Network<'a>,
-    mut convolutions: Pruned<'_>,
-    photos: usize,
-    ridge: f64,
+    kept: &[usize],
+    pair: &Pair<'_>,
+    photos: [Passages<'_>; 2],
     progress: &mut dyn Progress,
 ) -> Result<Vec<Layer<'a>>, PruneError> {
     progress.now("correcting classifier.0");
-    let count = photos.min(PHOTOS);
-    let channels = network.convolutions[15].outputs();
-    let all: Vec<usize> = (0..channels).collect();
-    let mut statistics = Statistics::new(convolutions.kept.len(), channels);
+    let channels: Vec<usize> = (0..network.convolutions[15].outputs()).collect();
+    let mut pixels = Statistics::new(kept.len(), channels.len());
+    let mut means = Statistics::new(kept.len(), channels.len());
     let (mut wanted, mut read) = (Vec::new(), Vec::new());
-    for photo in (0..count).map(|i| i * photos / count) {
-        let teacher = convolutions.teacher.0.map(photo, convolutions.teacher.1)?;
-        let student = convolutions.student.0.map(photo, convolutions.student.1)?;
-        let mut rows = Rows::default();
-        rows.add(0..POSITIONS, (&student, false), (&teacher, &all));
-        statistics.add(&rows.inputs, &rows.wanted);
-        wanted.extend(pooled(&teacher));
-        read.extend(pooled(&student));
-        progress.advance(1)?;
+    let all = photos.iter().map(Passages::len).sum::<usize>();
+    let mut held = 0;
+    for (index, mut photos) in photos.into_iter().enumerate() {
+        let count = photos.len() * all.min(PHOTOS) / all.max(1);
+        for i in 0..count {
+            let maps = photos.maps(i * photos.len() / count, pair)?;
+            let mut rows = Rows::default();
+            rows.add(0..POSITIONS, (&maps[1], false), (&maps[0], &channels));
+            let [teacher, student] = maps.map(|map| pooled(&map));
+            if index == 0 {
+                pixels.add(&rows.inputs, &rows.wanted);
+                means.add(&with_constant(&mean(&student), kept.len()), &mean(&teacher));
+            }
+            wanted.extend(teacher);
+            read.extend(student);
+            progress.advance(1)?;
+        }
+        held = count;
     }
-    let mut layers = vec![mix(&network.linears[0], &statistics, convolutions.kept, ridge)];
+    let count = read.len() / (kept.len() * POSITIONS);
+    let first = &network.linears[0];
+    let from = count - held;
+    let judge = |mix: &Fit| {
+        let read = read[from * kept.len() * POSITIONS..].chunks(kept.len() * POSITIONS);
+        let restored: Vec<f32> = read.flat_map(|map| restore(mix, map)).collect();
+        let wanted = linear(first, &wanted[from * channels.len() * POSITIONS..], held);
+        let found = linear(first, &restored, held);
+        squared(missing(&wanted, &found, true))
+    };
+    let pixelwise = restored(&pixels, kept, RIDGE);
+    let all: Vec<usize> = (0..kept.len()).collect();
+    let others = RIDGES.map(|ridge| means.fit(&all, 1, &pixelwise.weight, ridge));
+    let mixes = [pixelwise].into_iter().chain(others).map(|mix| (judge(&mix), mix));
+    let (_, best) = mixes.min_by(|a, b| a.0.total_cmp(&b.0)).expect("there is one");
+    drop((pixels, means));
+
+    let mut layers = vec![mixed(first, &best, kept.len())];
     layers.extend(network.linears[1..].iter().cloned());
     for (index, before) in network.linears.iter().enumerate() {
         progress.now(&format!("correcting {}", before.name));
         let relu = index < 2;
-        let outputs = before.outputs();
         wanted = linear(before, &wanted, count);
         let found = linear(&layers[index], &read, count);
         let row = read.len() / count + 1;
         let inputs = with_constant(&read, row - 1);
-        let samples = Samples { row, outputs, inputs, wanted };
-        if let Some(change) = samples.nudge(&found, relu) {
+        let (wants, outputs) = (&wanted[..], before.outputs());
+        let nudge =
+            Nudge { row, outputs, inputs: &inputs, wanted: wants, found: &found, held, relu };
+        if let Some(change) = nudge.fit() {
             layers[index] = moved(&layers[index], change);
         }
         read = linear(&layers[index], &read, count);
-        wanted = samples.wanted;
         if relu {
             [&mut wanted, &mut read].into_iter().flatten().for_each(|v| *v = v.max(0.0));
         }
     }
     Ok(layers)
+}
+
+/// Means over all positions of maps, channel by channel.
+fn mean(maps: &[f32]) -> Vec<f32> {
+    maps.chunks(POSITIONS).map(|map| map.iter().sum::<f32>() / POSITIONS as f32).collect()
+}
+
+/// All channels of a map, from those that are left.
+fn restore(mix: &Fit, map: &[f32]) -> Vec<f32> {
+    let mut all = times(&mix.weight, mix.bias.len(), map, POSITIONS);
+    for (channel, bias) in all.chunks_mut(POSITIONS).zip(&mix.bias) {
+        channel.iter_mut().for_each(|value| *value += bias);
+    }
+    all
 }
 
 /// A layer with weights and biases added to its own.
@@ -86,22 +122,15 @@ fn moved<'a>(layer: &Layer<'_>, mut change: Fit) -> Layer<'a> {
     }
 }
 
-/// The first linear layer, reading what the kept channels say about all of them.
-fn mix<'a>(layer: &Layer<'a>, statistics: &Statistics, kept: &[usize], ridge: f64) -> Layer<'a> {
-    let channels = layer.weight.shape()[1] / POSITIONS;
-    let mut prior = vec![0.0; channels * kept.len()];
-    for (at, channel) in kept.iter().enumerate() {
-        prior[channel * kept.len() + at] = 1.0;
-    }
-    let all: Vec<usize> = (0..kept.len()).collect();
-    // channels x kept: what each channel would have been.
-    let fit = statistics.fit(&all, 1, &prior, ridge);
-    let mut transposed = vec![0.0; fit.weight.len()];
-    for (at, value) in fit.weight.iter().enumerate() {
-        transposed[at % kept.len() * channels + at / kept.len()] = *value;
+/// The first linear layer, reading `kept` channels from which all are mixed.
+fn mixed<'a>(layer: &Layer<'a>, mix: &Fit, kept: usize) -> Layer<'a> {
+    let channels = mix.bias.len();
+    let mut transposed = vec![0.0; mix.weight.len()];
+    for (at, value) in mix.weight.iter().enumerate() {
+        transposed[at % kept * channels + at / kept] = *value;
     }
     let outputs = layer.outputs();
-    let mut weight = Vec::with_capacity(outputs * kept.len() * POSITIONS);
+    let mut weight = Vec::with_capacity(outputs * kept * POSITIONS);
     let mut bias = layer.bias.values().into_owned();
     for (row, bias) in layer.weight.rows().zip(&mut bias) {
         // The row as positions x channels.
@@ -109,15 +138,15 @@ fn mix<'a>(layer: &Layer<'a>, statistics: &Statistics, kept: &[usize], ridge: f6
             .flat_map(|position| row.iter().skip(position).step_by(POSITIONS).copied())
             .collect();
         // kept x positions
-        weight.extend(times_transposed(&transposed, kept.len(), &by_position, POSITIONS));
-        let moved: f64 = (row.chunks(POSITIONS).zip(&fit.bias))
+        weight.extend(times_transposed(&transposed, kept, &by_position, POSITIONS));
+        let moved: f64 = (row.chunks(POSITIONS).zip(&mix.bias))
             .map(|(row, &value)| f64::from(value) * row.iter().map(|w| f64::from(*w)).sum::<f64>())
             .sum();
         *bias += moved as f32;
     }
     Layer {
         name: layer.name.clone(),
-        weight: Tensor::new(vec![outputs, kept.len() * POSITIONS], weight),
+        weight: Tensor::new(vec![outputs, kept * POSITIONS], weight),
         bias: Tensor::new(vec![outputs], bias),
     }
 }

@@ -1,32 +1,37 @@
 //! Fewer units in the two hidden layers of the classifier: in the order in which the layer that
 //! reads them misses them least, which is then refitted to those that stay.
 
-use super::passage::Passage;
-use super::{PruneError, ROUNDS, Site};
-use crate::forward::{convolutions, linear, pooled};
+use super::passage::image;
+use super::{EFFORT, PruneError, Site};
+use crate::forward::{convolutions, linear, pooled, run};
 use crate::network::{Layer, Network};
 use crate::progress::Progress;
 use crate::regression::{Fit, Samples, Statistics, removal, with_constant};
 use crate::tensor::Tensor;
 use crate::topology::BASELINE_SIDE;
 
+/// How strongly the next layer is held to its weights where it makes up for a unit, as a share of the
+/// mean square of its inputs: little, or units that say the same are not told from others.
+const RIDGE: f64 = 1e-3;
+
 /// `network` with `count` units in each hidden layer, where there are more.
 pub(super) fn narrow<'a>(
     site: &Site<'_>,
     network: &Network<'a>,
     count: usize,
-    ridge: f64,
     progress: &mut dyn Progress,
 ) -> Result<Network<'a>, PruneError> {
-    let photos = site.photos.len();
+    let [fitted, held] = [site.photos.len(), site.held.len()];
+    let photos = fitted + held;
     progress.count(photos as u64);
     progress.now("what the classifier reads");
     let layers = convolutions(site.engine, network, BASELINE_SIDE);
-    let mut passage = Passage::new(site);
     let mut read = Vec::new();
-    for photo in 0..photos {
-        read.extend(pooled(&passage.map(photo, &layers)?));
-        progress.advance(1)?;
+    for photos in [site.photos, site.held] {
+        for photo in 0..photos.len() {
+            read.extend(pooled(&run(site.engine, &layers, &image(photos, photo)?)));
+            progress.advance(1)?;
+        }
     }
     drop(layers);
 
@@ -37,7 +42,7 @@ pub(super) fn narrow<'a>(
         let next = &network.linears[index + 1];
         progress.now(&format!("narrowing {}", network.linears[index].name));
         wanted.iter_mut().for_each(|value| *value = value.max(0.0));
-        let kept = missed_most(next, &wanted, count, ridge);
+        let kept = missed_most(next, &wanted, count);
         let narrow = rows(&linears[index], &kept);
         read = linear(&narrow, &read, photos);
         linears[index] = narrow;
@@ -45,15 +50,18 @@ pub(super) fn narrow<'a>(
 
         read.iter_mut().for_each(|value| *value = value.max(0.0));
         let inputs = with_constant(&read, kept.len());
-        let samples = Samples {
-            row: kept.len() + 1,
-            outputs: next.outputs(),
-            inputs,
-            wanted: wanted.clone(),
-        };
+        let (row, outputs) = (kept.len() + 1, next.outputs());
+        let [fitted, held] = [0..fitted, fitted..photos].map(|rows| {
+            let mut samples = Samples::new(row, outputs);
+            samples.add(
+                &inputs[rows.start * row..rows.end * row],
+                &wanted[rows.start * outputs..rows.end * outputs],
+            );
+            samples
+        });
         let prior = columns(next, &kept);
-        let rounds = if index == 0 { ROUNDS } else { 0 };
-        let Fit { weight, bias } = samples.fit_relu(&prior, ridge, rounds);
+        let rounds = if index == 0 { EFFORT.rounds } else { 0 };
+        let Fit { weight, bias } = fitted.fit_relu(&held, &prior, rounds);
         linears.push(Layer {
             name: next.name.clone(),
             weight: Tensor::new(vec![next.outputs(), kept.len()], weight),
@@ -64,14 +72,14 @@ pub(super) fn narrow<'a>(
 }
 
 /// The `count` inputs of `layer` that it would miss most, sorted; `read` are rows of them.
-fn missed_most(layer: &Layer<'_>, read: &[f32], count: usize, ridge: f64) -> Vec<usize> {
+fn missed_most(layer: &Layer<'_>, read: &[f32], count: usize) -> Vec<usize> {
     let inputs = layer.weight.shape()[1];
     if count >= inputs {
         return (0..inputs).collect();
     }
     let mut statistics = Statistics::new(inputs, 0);
     statistics.add(&with_constant(read, inputs), &[]);
-    removal(&statistics, 1, &layer.weight.values(), ridge, count).kept(count)
+    removal(&statistics, 1, &layer.weight.values(), RIDGE, count).kept(count)
 }
 
 fn rows<'a>(layer: &Layer<'_>, kept: &[usize]) -> Layer<'a> {

@@ -131,6 +131,12 @@ pub(super) struct Rows {
 }
 
 impl Rows {
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        self.inputs.clear();
+        self.wanted.clear();
+    }
+
     /// Adds `pixels`: 3 x 3 of them around each where `patches` are read, and the channels `outputs`
     /// of what is wanted.
     pub(super) fn add(

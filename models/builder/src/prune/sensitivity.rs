@@ -11,7 +11,7 @@ use crate::network::{Layer, Network};
 use crate::photos::Photos;
 use crate::progress::Progress;
 use crate::random::Random;
-use crate::regression::{Fit, Removal, Statistics, removal};
+use crate::regression::{Fit, RIDGE, Removal, Statistics, removal};
 use crate::tensor::Tensor;
 use crate::topology::BASELINE_SIDE;
 
@@ -57,8 +57,8 @@ pub(super) fn measure(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Vec<Sensitivity>, PruneError> {
-    let Site { engine, photos, .. } = *site;
-    let judges = photos.sample(JUDGES);
+    let Site { engine, photos, held, .. } = *site;
+    let judges = if held.is_empty() { photos } else { held }.sample(JUDGES);
     let workers = workers(network);
     let measured = workers.iter().filter(|&&layer| layer >= options.first).count();
     progress.count((measured * (photos.len() + judges.len()) + judges.len()) as u64);
@@ -70,7 +70,6 @@ pub(super) fn measure(
         engine,
         network,
         layers: &layers,
-        ridge: options.ridge,
         answers: &answers,
         photos: (photos.len(), Passage::new(site)),
         judges: (judges.len(), Passage::new(&Site { photos: &judges, ..*site })),
@@ -107,7 +106,6 @@ struct Bench<'a> {
     engine: &'a Engine,
     network: &'a Network<'a>,
     layers: &'a [Convolution],
-    ridge: f64,
     /// What the whole network says to the photos that judge.
     answers: &'a [f32],
     /// How many, and where they are: photos that layers are refitted on.
@@ -131,7 +129,7 @@ impl Bench<'_> {
             Some(reader) => (9, self.network.convolutions[reader].weight.values().into_owned()),
             None => (1, root(&self.network.linears[0], filters)),
         };
-        let removal = removal(&statistics, taps, &weight, self.ridge, least);
+        let removal = removal(&statistics, taps, &weight, RIDGE, least);
 
         let mut cut: Vec<Cut> = Vec::new();
         for level in LEVELS {
@@ -213,11 +211,11 @@ impl Bench<'_> {
         let Some(reader) = reader else {
             let mut unit = vec![0.0; groups * groups];
             (0..groups).for_each(|i| unit[i * groups + i] = 1.0);
-            let fit = statistics.fit(&kept, 1, &unit, self.ridge);
+            let fit = statistics.fit(&kept, 1, &unit, RIDGE);
             return Cut { count, kept, layer: None, mix: Some(fit) };
         };
         let layer = &self.network.convolutions[reader];
-        let fit = statistics.fit(&kept, 9, &layer.weight.values(), self.ridge);
+        let fit = statistics.fit(&kept, 9, &layer.weight.values(), RIDGE);
         let mut weight = vec![0.0; layer.weight.shape().iter().product()];
         for (to, from) in weight.chunks_mut(groups * 9).zip(fit.weight.chunks(kept.len() * 9)) {
             for (channel, from) in kept.iter().zip(from.chunks(9)) {

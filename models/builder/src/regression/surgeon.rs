@@ -30,8 +30,12 @@ impl Removal {
     }
 }
 
-/// The most groups that go at a time: of two that could make up for each other, both may.
+/// The most groups that go at a time.
 const MOST: usize = 16;
+
+/// Two groups that could make up for each other do not go at a time: the square of how much of one's
+/// part of H^-1 is the other's too is no more than this.
+const SHARED: f64 = 0.1;
 
 /// The order in which to remove groups of `taps` columns from a layer of the given `weight`
 /// (outputs x columns, row-major), down to `least` groups. Several groups go at a time where there
@@ -68,6 +72,7 @@ pub fn removal(
     while surgery.left.len() > least {
         let step = (groups / 64).min(MOST).clamp(1, surgery.left.len() - least);
         let (gone, cost) = surgery.remove(step);
+        let step = gone.len();
         let before = *error.last().expect("never empty");
         // Each of a step's groups is charged the same.
         error.extend((1..=step).map(|i| before + cost * i as f64 / (step as f64 * variance)));
@@ -106,14 +111,28 @@ impl Surgery {
         variance.max(f64::MIN_POSITIVE)
     }
 
-    /// Takes out the `count` cheapest groups, and says which, and what they cost together.
+    /// Takes out the `count` cheapest groups, without those that make up for one of them, and says
+    /// which, and what they cost together.
     fn remove(&mut self, count: usize) -> (Vec<usize>, f64) {
         let mut costs: Vec<(f64, usize)> =
             self.left.iter().map(|&group| (self.cost(group), group)).collect();
         costs.select_nth_unstable_by(count - 1, |a, b| a.0.total_cmp(&b.0));
         costs.truncate(count);
         costs.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let gone: Vec<usize> = costs.into_iter().map(|(_, group)| group).collect();
+        let mut gone: Vec<usize> = Vec::with_capacity(count);
+        for (_, group) in costs {
+            let size = |a: usize, b: usize| {
+                let [a, b] = [a, b].map(|group| group * self.taps);
+                self.inverse.submatrix(a, b, self.taps, self.taps).squared_norm_l2()
+            };
+            let shares = |&other: &usize| {
+                size(group, other).powi(2)
+                    > SHARED.powi(2) * size(group, group) * size(other, other)
+            };
+            if !gone.iter().any(shares) {
+                gone.push(group);
+            }
+        }
         self.left.retain(|group| !gone.contains(group));
 
         let columns: Vec<usize> = gone.iter().flat_map(|&group| self.columns(group)).collect();
