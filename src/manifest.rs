@@ -111,7 +111,8 @@ pub struct Variant {
 pub struct Recipe {
     /// Digest of the network as float32, and of all that was done to get it.
     pub network: String,
-    /// How the convolutions are stored: `float32`, `float16` or `int8`.
+    /// How the convolutions are stored: `float32`, `float16`, `int8`, or `int8-float32` for int8
+    /// that is widened to compute with it.
     pub convolutions: String,
     /// How the linear layers are stored.
     pub linears: String,

@@ -105,9 +105,10 @@ fn the_default_plan_computes_what_onnxruntime_computes() {
     for change in steps.iter_mut().flat_map(|step| &mut step.changes) {
         *change = plan::Change::Prune(Target::Ratio(0.4));
     }
-    let half =
-        Form { convolutions: Precision::Float16, linears: Precision::Float16, ..Form::PLAIN };
-    steps.push(plan::Step { name: "half".to_owned(), changes: Vec::new(), form: half });
+    for (name, convolutions) in [("half", Precision::Float16), ("bytes", Precision::Widened)] {
+        let form = Form { convolutions, linears: Precision::Float16, ..Form::PLAIN };
+        steps.push(plan::Step { name: name.to_owned(), changes: Vec::new(), form });
+    }
     let request = Build {
         out: folder.path().join("built"),
         name: "tiny".to_owned(),

@@ -1,5 +1,5 @@
-//! Weights where they lie: ONNX initializers as slices of the mapped file; float16 behind a `Cast` is
-//! widened.
+//! Weights where they lie: ONNX initializers as slices of the mapped file; float16 behind a `Cast`, and
+//! int8 filters behind a `DequantizeLinear`, are widened.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -26,8 +26,8 @@ impl<'a> Parts<'a> {
         Self { initializers: initializers.collect(), producers: producers.collect() }
     }
 
-    /// The float32 weights of that name and their shape, if they can be used in place or are the
-    /// float16 ones that a `Cast` widens.
+    /// The float32 weights of that name and their shape, if they can be used in place or are float16
+    /// or int8 ones that a node widens.
     pub(super) fn floats(
         &self,
         name: &str,
@@ -37,20 +37,40 @@ impl<'a> Parts<'a> {
             let weights = files.tensor::<f32>(tensor, DataType::Float)?;
             return Ok(weights.map(|weights| (weights, &*tensor.dims)));
         }
-        let narrow = || {
-            let cast = self.producers.get(name).filter(|node| node.op_type == "Cast")?;
-            let to = |a: &AttributeProto| a.name == "to" && a.i == DataType::Float as i64;
-            cast.attribute.iter().all(to).then_some(())?;
-            self.initializers.get(cast.input.first()?.as_str()).copied()
+        let Some(node) = self.producers.get(name) else { return Ok(None) };
+        let mut stored =
+            node.input.iter().map(|name| self.initializers.get(name.as_str()).copied());
+        let only = |name: &str, value: i64| {
+            node.attribute.iter().all(|a: &AttributeProto| a.name == name && a.i == value)
         };
-        let Some(tensor) = narrow() else { return Ok(None) };
-        let weights = files.tensor::<u16>(tensor, DataType::Float16)?;
-        let widen = |bits: &u16| f16::from_bits(*bits).to_f32();
-        Ok(weights.map(|weights| {
-            let values = weights.as_slice().iter().map(widen).collect();
-            (Weights::Widened(values), &*tensor.dims)
-        }))
+        let (tensor, values) = match (&*node.op_type, stored.next().flatten(), stored.next()) {
+            ("Cast", Some(tensor), None) if only("to", DataType::Float as i64) => {
+                let halves = files.tensor::<u16>(tensor, DataType::Float16)?;
+                let widen = |bits: &u16| f16::from_bits(*bits).to_f32();
+                (tensor, halves.map(|halves| halves.as_slice().iter().map(widen).collect()))
+            }
+            ("DequantizeLinear", Some(tensor), Some(Some(scales)))
+                if node.input.len() == 2
+                    && only("axis", 0)
+                    && Some(&*scales.dims) == tensor.dims.get(..1) =>
+            {
+                let filters = files.tensor::<i8>(tensor, DataType::Int8)?;
+                let scales = files.tensor::<f32>(scales, DataType::Float)?;
+                (tensor, filters.zip(scales).map(|(filters, scales)| widen(&filters, &scales)))
+            }
+            _ => return Ok(None),
+        };
+        Ok(values.map(|values| (Weights::Widened(values), &*tensor.dims)))
     }
+}
+
+/// int8 filters, each times its scale.
+fn widen(filters: &Weights<i8>, scales: &Weights<f32>) -> Vec<f32> {
+    let (filters, scales) = (filters.as_slice(), scales.as_slice());
+    let rows = filters.chunks((filters.len() / scales.len().max(1)).max(1));
+    rows.zip(scales)
+        .flat_map(|(row, scale)| row.iter().map(move |q| f32::from(*q) * scale))
+        .collect()
 }
 
 /// The weight files of one model set, each mapped once.

@@ -286,7 +286,7 @@ A plan:
 Paths are taken from the plan's folder. Without variants of its own it makes these:
 
 ", include_str!("plan/default.toml"), "
-A variant may also have  prune = { macs = 0.5 },  finetune_minutes = 60,  float16 = true.
+A variant may also have  prune = { macs = 0.5 },  finetune_minutes = 60,  storage = 'int8'.
 
 Exit codes: 0 the set is in its folder; 1 it is not, and the folder is as it was; 2 wrong arguments.");
 

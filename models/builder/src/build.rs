@@ -649,6 +649,7 @@ fn describe(step: &Step) -> String {
         (Precision::Int8, _) => parts.push("int8".to_owned()),
         (_, Precision::Int8) => parts.push("linear layers int8".to_owned()),
         (Precision::Float16, _) => parts.push("stored as float16".to_owned()),
+        (Precision::Widened, _) => parts.push("stored as int8 and float16".to_owned()),
         _ if parts.is_empty() && side == BASELINE_SIDE => {
             parts.push("as it was trained: float32".to_owned());
         }

@@ -3,9 +3,8 @@
 //!
 //! Activations are unsigned, 0 to 255 for 0 to a limit, so that cutting off at 0 is the ReLU. The
 //! limit is the largest activation seen, but no more than twice what nearly all photos stay below,
-//! so that one odd photo does not make every step coarse. Biases are rounded and otherwise left:
-//! correcting them by the mean difference that rounding makes, over a few photos, made answers
-//! worse than not correcting them.
+//! so that one odd photo does not make every step coarse. Biases make up for what the rounding of
+//! the weights does to the mean of each output (Nagel et al. 2019, section 4.2).
 
 use vggd::manifest::Preprocess;
 use vggd::model::Engine;
@@ -14,6 +13,7 @@ use crate::forward::{Convolution, Map, Take, convolutions, side_of};
 use crate::network::{Layer, Network};
 use crate::photos::{Photos, PhotosError};
 use crate::progress::{Interrupted, Progress};
+use crate::quantize::round;
 
 /// One photo in so many is odd.
 const ODD: usize = 100;
@@ -106,10 +106,8 @@ impl Int8 {
     fn new(layer: &Layer<'_>, input: Scale, output: Scale, usual: &[f64]) -> Self {
         let (mut weight, mut scale, mut biases) = (Vec::new(), Vec::new(), Vec::new());
         for (row, bias) in layer.weight.rows().zip(layer.bias.values().iter()) {
-            let largest = row.iter().fold(0f32, |most, weight| most.max(weight.abs()));
-            let step = (largest / 127.0).max(f32::MIN_POSITIVE);
             let from = weight.len();
-            weight.extend(row.iter().map(|w| (w / step).round().clamp(-127.0, 127.0) as i8));
+            let step = round(&row, &mut weight);
             let lost: f64 = (row.iter().zip(&weight[from..]).zip(usual))
                 .map(|((w, byte), usual)| {
                     (f64::from(*w) - f64::from(*byte) * f64::from(step)) * usual

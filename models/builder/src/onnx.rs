@@ -10,8 +10,9 @@
 //! ```
 //!
 //! which is a scale per row and 64 columns without the blocked DequantizeLinear of opset 21, that
-//! few runtimes know. Half-precision weights go through a `Cast` to float32. Between int8
-//! convolutions flow bytes:
+//! few runtimes know. Half-precision weights go through a `Cast` to float32, int8 weights of filters
+//! that are computed with in float32 through a `DequantizeLinear`. Between int8 convolutions flow
+//! bytes:
 //!
 //! ```text
 //! input - QuantizeLinear - QLinearConv - [MaxPool] - QLinearConv … - DequantizeLinear - Flatten
@@ -118,7 +119,7 @@ impl Graph {
     pub fn tensors(&self) -> impl Iterator<Item = &External> {
         let convolutions = self.convolutions.iter().flat_map(|layer| {
             let (weight, bias, scale) = match layer {
-                Convolution::Float { weight, bias } => (weight.external(), bias, None),
+                Convolution::Float { weight, bias } => (weight.external(), bias, weight.scales()),
                 Convolution::Int8 { weight, bias, scale, .. } => (weight, bias, Some(scale)),
             };
             [weight, bias].into_iter().chain(scale)
@@ -223,13 +224,18 @@ impl Body {
         weight
     }
 
-    /// A float32 weight, cast from half precision where it is stored so.
+    /// A float32 weight, widened where it is stored in fewer bits.
     fn float(&mut self, weight: &FloatWeight) -> String {
         let stored = self.external(weight.external());
-        let FloatWeight::Half(half) = weight else { return stored };
-        let name = format!("{}.cast", half.name);
-        let attributes = vec![int("to", i64::from(DataType::Float as i32))];
-        self.node("Cast", name.clone(), vec![stored], name.clone(), attributes);
+        let scales = weight.scales().map(|scales| self.external(scales));
+        let (operator, attribute) = match weight {
+            FloatWeight::Single(_) => return stored,
+            FloatWeight::Half(_) => ("Cast", int("to", i64::from(DataType::Float as i32))),
+            FloatWeight::Int8 { .. } => ("DequantizeLinear", int("axis", 0)),
+        };
+        let name = format!("{stored}.float32");
+        let inputs = [Some(stored), scales].into_iter().flatten().collect();
+        self.node(operator, name.clone(), inputs, name.clone(), vec![attribute]);
         name
     }
 

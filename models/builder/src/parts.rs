@@ -11,7 +11,7 @@ use vggd::manifest::WeightFile;
 use crate::calibrate::{Int8, Scale};
 use crate::network::Layer;
 use crate::progress::Progress;
-use crate::quantize::{GROUP, quantize};
+use crate::quantize::{GROUP, quantize, round};
 use crate::scale::Fold;
 use crate::set::{SetWriter, WriteError};
 use crate::tensor::{Tensor, narrow};
@@ -52,13 +52,28 @@ pub enum FloatWeight {
     Single(External),
     /// Stored in float16.
     Half(External),
+    /// A convolution's, stored as [`crate::quantize`] makes it.
+    Int8 {
+        /// OIHW.
+        values: External,
+        /// One per filter.
+        scales: External,
+    },
 }
 
 impl FloatWeight {
     /// Where they are.
     pub fn external(&self) -> &External {
         match self {
-            Self::Single(weight) | Self::Half(weight) => weight,
+            Self::Single(weight) | Self::Half(weight) | Self::Int8 { values: weight, .. } => weight,
+        }
+    }
+
+    /// Where their scales are, if they have any.
+    pub fn scales(&self) -> Option<&External> {
+        match self {
+            Self::Single(_) | Self::Half(_) => None,
+            Self::Int8 { scales, .. } => Some(scales),
         }
     }
 }
@@ -84,6 +99,8 @@ pub enum Precision {
     Float32,
     /// float16, computed with in float32.
     Float16,
+    /// int8 with a scale per filter, computed with in float32; of convolutions only.
+    Widened,
     /// int8.
     Int8,
 }
@@ -94,13 +111,24 @@ impl Precision {
         match self {
             Self::Float32 => "float32",
             Self::Float16 => "float16",
+            Self::Widened => "int8-float32",
             Self::Int8 => "int8",
+        }
+    }
+
+    /// What is put into names of files.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Float32 => "",
+            Self::Float16 => ".float16",
+            Self::Widened | Self::Int8 => ".int8",
         }
     }
 
     /// The one that manifests call so.
     pub fn named(name: &str) -> Option<Self> {
-        [Self::Float32, Self::Float16, Self::Int8].into_iter().find(|p| p.name() == name)
+        let all = [Self::Float32, Self::Float16, Self::Widened, Self::Int8];
+        all.into_iter().find(|precision| precision.name() == name)
     }
 }
 
@@ -122,7 +150,8 @@ impl<'a> PartWriter<'a> {
         Self { set, progress, files, written: HashMap::new() }
     }
 
-    /// The float convolutions, in a file of their own.
+    /// The float convolutions, in file `{name}.bin`; where their weights are int8, those in
+    /// `{name}.int8.bin` and the biases in `{name}.bias.bin`.
     ///
     /// # Errors
     /// [`WriteError`], as from every method here.
@@ -131,19 +160,40 @@ impl<'a> PartWriter<'a> {
     /// If `precision` is int8.
     pub fn convolutions(
         &mut self,
-        file: &str,
+        name: &str,
         layers: &[Layer<'_>],
         precision: Precision,
     ) -> Result<Vec<Convolution>, WriteError> {
+        if precision == Precision::Widened {
+            let biases = self.biases(&format!("{name}.bias.bin"), layers)?;
+            let origin = (addresses(layers), Some(precision), 0);
+            let weights = self.group(&format!("{name}.int8.bin"), Some(origin), |writer| {
+                let mut parts = Vec::new();
+                for Layer { name, weight, .. } in layers {
+                    let (mut values, mut scales) = (Vec::new(), Vec::new());
+                    weight.rows().for_each(|row| scales.push(round(&row, &mut values)));
+                    parts.extend(put_filters(writer, name, weight.shape(), &values, &scales)?);
+                }
+                Ok(parts)
+            })?;
+            let (pairs, _) = weights.as_chunks::<2>();
+            let weights = pairs.iter().map(|[values, scales]| FloatWeight::Int8 {
+                values: values.clone(),
+                scales: scales.clone(),
+            });
+            let layers = weights.zip(biases);
+            return Ok(layers.map(|(weight, bias)| Convolution::Float { weight, bias }).collect());
+        }
         let origin = (addresses(layers), Some(precision), 0);
-        let parts = self.group(file, Some(origin), |writer| {
-            let mut parts = Vec::new();
-            for layer in layers {
-                parts.push(put(writer, layer, precision)?);
-                parts.push(copy(writer, &layer.name, "bias", &layer.bias)?);
-            }
-            Ok(parts)
-        })?;
+        let parts =
+            self.group(&format!("{name}{}.bin", precision.suffix()), Some(origin), |writer| {
+                let mut parts = Vec::new();
+                for layer in layers {
+                    parts.push(put(writer, layer, precision)?);
+                    parts.push(copy(writer, &layer.name, "bias", &layer.bias)?);
+                }
+                Ok(parts)
+            })?;
         let (pairs, _) = parts.as_chunks::<2>();
         let layers = pairs.iter().map(|[weight, bias]| Convolution::Float {
             weight: float(weight.clone(), precision),
@@ -152,41 +202,44 @@ impl<'a> PartWriter<'a> {
         Ok(layers.collect())
     }
 
-    /// Convolutions in integers, in a file of their own.
+    /// Convolutions in integers: weights in file `{name}.int8.bin`, biases, which depend on what is
+    /// read, in `{name}{side}.int8.bias.bin`.
     ///
     /// # Errors
     /// [`WriteError`].
     pub fn integers(
         &mut self,
-        file: &str,
+        name: &str,
+        side: &str,
         layers: &[Int8],
     ) -> Result<Vec<Convolution>, WriteError> {
-        let parts = self.group(file, None, |writer| {
+        let weights = self.group(&format!("{name}.int8.bin"), None, |writer| {
             let mut parts = Vec::new();
-            for layer in layers {
-                let ([outputs, inputs], name) = (layer.channels, &layer.name);
-                let shape = vec![outputs, inputs, 3, 3];
-                let weight = [&layer.weight].into_iter();
-                parts.push(writer.put::<i8, _>(format!("{name}.weight.int8"), shape, weight)?);
-                let scale = [&layer.scale].into_iter();
-                let name = format!("{name}.weight.scale");
-                parts.push(writer.put::<f32, _>(name, vec![outputs], scale)?);
-                let bias = [&layer.bias].into_iter();
-                let name = format!("{}.bias.int32", layer.name);
-                parts.push(writer.put::<i32, _>(name, vec![outputs], bias)?);
+            for Int8 { name, channels: [outputs, inputs], weight, scale, .. } in layers {
+                let shape = [*outputs, *inputs, 3, 3];
+                parts.extend(put_filters(writer, name, &shape, weight, scale)?);
             }
             Ok(parts)
         })?;
-        let (triples, _) = parts.as_chunks::<3>();
-        let layers =
-            layers.iter().zip(triples).map(|(layer, [weight, scale, bias])| Convolution::Int8 {
+        let biases = self.group(&format!("{name}{side}.int8.bias.bin"), None, |writer| {
+            let put = |layer: &Int8| {
+                let name = format!("{}.bias.int32", layer.name);
+                writer.put::<i32, _>(name, vec![layer.bias.len()], [&layer.bias].into_iter())
+            };
+            layers.iter().map(put).collect()
+        })?;
+        let (pairs, _) = weights.as_chunks::<2>();
+        let layers = layers.iter().zip(pairs).zip(biases);
+        let int8 = |((layer, [weight, scale]), bias): ((&Int8, &[External; 2]), External)| {
+            Convolution::Int8 {
                 weight: weight.clone(),
                 scale: scale.clone(),
-                bias: bias.clone(),
+                bias,
                 input: layer.input,
                 output: layer.output,
-            });
-        Ok(layers.collect())
+            }
+        };
+        Ok(layers.map(int8).collect())
     }
 
     /// The biases of `layers`.
@@ -334,8 +387,23 @@ fn put(
             let pieces = layer.weight.chunks(PIECE).map(|piece| narrow(&piece));
             writer.put(format!("{}.weight.float16", layer.name), shape, pieces)
         }
-        Precision::Int8 => unreachable!("int8 has a form of its own"),
+        Precision::Widened | Precision::Int8 => unreachable!("int8 has forms of its own"),
     }
+}
+
+/// Filters in int8, and a scale for each.
+fn put_filters(
+    writer: &mut WeightWriter<'_>,
+    layer: &str,
+    shape: &[usize],
+    values: &[i8],
+    scales: &[f32],
+) -> Result<[External; 2], WriteError> {
+    let name = format!("{layer}.weight.int8");
+    let values = writer.put::<i8, _>(name, shape.to_owned(), [values].into_iter())?;
+    let name = format!("{layer}.weight.scale");
+    let scales = writer.put::<f32, _>(name, vec![scales.len()], [scales].into_iter())?;
+    Ok([values, scales])
 }
 
 fn put_groups(

@@ -64,9 +64,8 @@ pub struct PlannedVariant {
     pub quantize: Option<Quantized>,
     /// Input side in pixels.
     pub side: Option<usize>,
-    /// Whether weights that are not int8 are stored as float16.
-    #[serde(default)]
-    pub float16: bool,
+    /// In how few bits weights are stored that are computed with in float32.
+    pub storage: Option<Storage>,
 }
 
 /// Pruning as it is written.
@@ -99,6 +98,16 @@ impl PlannedPruning {
             Some(_) => Err("prune has one of ratio, macs, parameters and hidden".to_owned()),
         }
     }
+}
+
+/// How weights are stored that are widened to float32 before anything is computed with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    /// All as float16.
+    Float16,
+    /// Those of convolutions as int8 with a scale per filter, the others as float16.
+    Int8,
 }
 
 /// What becomes int8.
@@ -255,10 +264,14 @@ pub fn change(
         }
         form.side = side;
     }
-    let float = if variant.float16 { Precision::Float16 } else { Precision::Float32 };
-    for precision in [&mut form.convolutions, &mut form.linears] {
-        if *precision == Precision::Float32 {
-            *precision = float;
+    let [convolutions, linears] = match variant.storage {
+        None => [Precision::Float32; 2],
+        Some(Storage::Float16) => [Precision::Float16; 2],
+        Some(Storage::Int8) => [Precision::Widened, Precision::Float16],
+    };
+    for (own, stored) in [(&mut form.convolutions, convolutions), (&mut form.linears, linears)] {
+        if *own == Precision::Float32 {
+            *own = stored;
         }
     }
     match variant.quantize {

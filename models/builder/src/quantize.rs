@@ -1,7 +1,8 @@
-//! Weights as int8: symmetric, one float32 scale per row and 64 columns.
+//! Weights as int8, symmetric: linear layers with a float32 scale per row and 64 columns,
+//! convolutions with one per filter.
 //!
-//! A group of 64 weights w becomes q = round(w / scale) in -127..=127 with scale = max |w| / 127,
-//! and w is taken as scale x q: within half a scale of what it was.
+//! The weights w that share a scale become q = round(w / scale) in -127..=127 with scale =
+//! max |w| / 127, and w is taken as scale x q: within half a scale of what it was.
 
 /// Weights that share a scale: neighbours in a row.
 pub const GROUP: usize = 64;
@@ -17,13 +18,16 @@ pub fn quantize(weights: &[f32], values: &mut Vec<i8>, scales: &mut Vec<f32>) {
     let (groups, rest) = weights.as_chunks::<GROUP>();
     assert!(rest.is_empty(), "{} weights", weights.len());
     for group in groups {
-        let largest = group.iter().fold(0f32, |most, weight| most.max(weight.abs()));
-        let scale = (largest / 127.0).max(f32::MIN_POSITIVE);
-        values.extend(
-            (group.iter()).map(|weight| (weight / scale).round().clamp(-127.0, 127.0) as i8),
-        );
-        scales.push(scale);
+        scales.push(round(group, values));
     }
+}
+
+/// Quantizes weights that share a scale, such as a filter's, appends to `values` and gives the scale.
+pub fn round(weights: &[f32], values: &mut Vec<i8>) -> f32 {
+    let largest = weights.iter().fold(0f32, |most, weight| most.max(weight.abs()));
+    let scale = (largest / 127.0).max(f32::MIN_POSITIVE);
+    values.extend(weights.iter().map(|w| (w / scale).round().clamp(-127.0, 127.0) as i8));
+    scale
 }
 
 #[cfg(test)]

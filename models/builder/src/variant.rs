@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use vggd::manifest::{Recipe, Variant, WeightFile};
 
 use crate::calibrate::Int8;
-use crate::network::Network;
+use crate::network::{Layer, Network};
 use crate::onnx::{Graph, Linear};
 use crate::parts::{PartWriter, Precision};
 use crate::progress::Progress;
@@ -56,7 +56,7 @@ pub fn work<'a>(variants: impl Iterator<Item = (&'a Network<'a>, Form)>) -> u64 
     let size = |precision: Precision, weights: usize, scales: usize| match precision {
         Precision::Float32 => 4 * weights,
         Precision::Float16 => 2 * weights,
-        Precision::Int8 => weights + 4 * scales,
+        Precision::Widened | Precision::Int8 => weights + 4 * scales,
     };
     let mut groups = BTreeMap::new();
     for (network, Form { side, convolutions, linears }) in variants {
@@ -64,14 +64,15 @@ pub fn work<'a>(variants: impl Iterator<Item = (&'a Network<'a>, Form)>) -> u64 
         let own = network.linears[0].weight.address();
         let biases: usize = network.linears.iter().map(|layer| 4 * layer.outputs()).sum();
         groups.insert((own, "biases", None, 0), biases);
-        let features: usize = (network.convolutions.iter())
-            .map(|layer| {
-                let filters = layer.outputs();
-                size(convolutions, count(&layer.weight), filters) + 4 * filters
-            })
-            .sum();
+        let filters: usize = network.convolutions.iter().map(Layer::outputs).sum();
+        let weights = network.convolutions.iter().map(|layer| count(&layer.weight)).sum();
+        let stored = match convolutions {
+            Precision::Widened => Precision::Int8,
+            precision => precision,
+        };
+        groups.insert((own, "features", Some(stored.name()), 0), size(stored, weights, filters));
         let depends = if convolutions == Precision::Int8 { side } else { 0 };
-        groups.insert((own, "features", Some(convolutions.name()), depends), features);
+        groups.insert((own, "features.bias", Some(convolutions.name()), depends), 4 * filters);
         for (index, layer) in network.linears.iter().enumerate() {
             let weights = match (index, side) {
                 (0, side) if side != BASELINE_SIDE => {
@@ -117,25 +118,15 @@ impl<'a> VariantWriter<'a> {
         };
         let fold = (form.side != BASELINE_SIDE)
             .then(|| Fold::new(form.side).expect("a side that can be folded"));
-        let kind = |precision| match precision {
-            Precision::Float32 => "",
-            Precision::Float16 => ".float16",
-            Precision::Int8 => ".int8",
-        };
+        let name = format!("{prefix}features");
         let convolutions = match form.convolutions {
-            Precision::Int8 => {
-                let file = format!("{prefix}features{side}.int8.bin");
-                self.parts.integers(&file, variant.integers)?
-            }
-            precision => {
-                let file = format!("{prefix}features{}.bin", kind(precision));
-                self.parts.convolutions(&file, &network.convolutions, precision)?
-            }
+            Precision::Int8 => self.parts.integers(&name, &side, variant.integers)?,
+            precision => self.parts.convolutions(&name, &network.convolutions, precision)?,
         };
         let biases =
             self.parts.biases(&format!("{prefix}classifier.bias.bin"), &network.linears)?;
         let (first, others) = network.linears.split_at(1);
-        let (precision, kind) = (form.linears, kind(form.linears));
+        let (precision, kind) = (form.linears, form.linears.suffix());
         let file = format!("{prefix}classifier.0{side}{kind}.bin");
         let mut weights = self.parts.linears(&file, first, precision, fold.as_ref())?;
         let file = format!("{prefix}classifier{kind}.bin");

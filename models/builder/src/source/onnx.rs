@@ -298,7 +298,10 @@ impl<'a> Walk<'a> {
             return Ok(());
         };
         let (tensor, turned) = self.initializer(node, value)?;
-        let mut entry = self.files.entry(tensor)?;
+        let mut entry = match self.scales(value) {
+            Some(scales) => self.files.widened(tensor, scales)?,
+            None => self.files.entry(tensor)?,
+        };
         match (transposed ^ turned, &entry.shape[..]) {
             (true, &[rows, columns]) => {
                 entry.strides = Some(vec![1, columns]);
@@ -312,6 +315,16 @@ impl<'a> Walk<'a> {
         }
         self.entries.insert(name.to_owned(), entry);
         Ok(())
+    }
+
+    /// The scales of a value that is a filter's int8 weights times a scale each.
+    fn scales(&self, value: &str) -> Option<&'a Initializer> {
+        let node = self.constants.get(value).filter(|node| node.op_type == "DequantizeLinear")?;
+        let per_filter = node.input.len() == 2 && number(node, "axis") == Some(0.0);
+        let of = |name: &String| self.initializers.get(name.as_str()).copied();
+        let (values, scales) = (of(&node.input[0])?, of(node.input.get(1)?)?);
+        (per_filter && values.shape.len() == 4 && scales.shape == values.shape[..1])
+            .then_some(scales)
     }
 
     /// The initializer behind a value, and whether it is transposed on its way.
@@ -331,6 +344,7 @@ impl<'a> Walk<'a> {
             match constant.op_type.as_str() {
                 "Cast" | "Identity" => {}
                 "Transpose" => transposed = !transposed,
+                "DequantizeLinear" if self.scales(at).is_some() => {}
                 "DequantizeLinear" => return Err(OnnxError::Int8 { node: title(node) }),
                 _ => changed = true,
             }
@@ -352,13 +366,7 @@ struct Files<'a> {
 
 impl<'a> Files<'a> {
     fn entry(&mut self, tensor: &'a Initializer) -> Result<Entry, OnnxError> {
-        let length_error = |bytes| OnnxError::Length {
-            name: tensor.name.clone(),
-            shape: tensor.shape.clone(),
-            bytes,
-        };
-        let lengths = tensor.shape.iter().map(|length| usize::try_from(*length));
-        let shape: Vec<usize> = lengths.collect::<Result<_, _>>().map_err(|_| length_error(0))?;
+        let shape = shape(tensor)?;
         let called = tensor.name.clone();
         let stored = match stored(tensor.data_type()) {
             Ok(stored) => stored,
@@ -367,19 +375,59 @@ impl<'a> Files<'a> {
                 return Ok(Entry { called, shape, strides: None, stored: Err(other), bytes });
             }
         };
-        let size = count(&shape).and_then(|count| count.checked_mul(stored.size()));
-        let size = size.ok_or_else(|| length_error(0))?;
-        let bytes = if tensor.location() == DataLocation::External {
-            self.external(tensor, size as u64)?
-        } else if !tensor.raw.is_empty() {
-            tensor.raw.clone()
-        } else if stored == Stored::F32 {
-            tensor.floats.clone()
-        } else {
-            halves(&tensor.integers)?
-        };
+        let bytes = self.bytes(tensor, &shape, stored.size())?;
         let length = bytes.len();
-        Entry::dense(called, shape, stored, bytes).ok_or_else(|| length_error(length))
+        Entry::dense(called, shape, stored, bytes).ok_or_else(|| length_error(tensor, length))
+    }
+
+    /// int8 filters times a scale each.
+    fn widened(
+        &mut self,
+        values: &'a Initializer,
+        scales: &'a Initializer,
+    ) -> Result<Entry, OnnxError> {
+        let [shape, filters] = [shape(values)?, shape(scales)?];
+        let bytes = self.bytes(values, &shape, 1)?;
+        let steps = self.bytes(scales, &filters, 4)?;
+        let (steps, rest) = steps.as_chunks::<4>();
+        let row = shape[1..].iter().product::<usize>();
+        if values.data_type() != DataType::Int8
+            || scales.data_type() != DataType::Float
+            || !rest.is_empty()
+            || bytes.len() != steps.len() * row
+        {
+            return Err(length_error(values, bytes.len()));
+        }
+        let floats = (bytes.chunks(row.max(1)).zip(steps))
+            .flat_map(|(row, step)| {
+                row.iter().map(|&byte| f32::from(byte.cast_signed()) * f32::from_le_bytes(*step))
+            })
+            .flat_map(f32::to_le_bytes)
+            .collect::<Vec<u8>>();
+        let entry = Entry::dense(values.name.clone(), shape, Stored::F32, floats.into());
+        entry.ok_or_else(|| length_error(values, bytes.len()))
+    }
+
+    /// The numbers of a tensor, of `size` bytes each.
+    fn bytes(
+        &mut self,
+        tensor: &'a Initializer,
+        shape: &[usize],
+        size: usize,
+    ) -> Result<Bytes, OnnxError> {
+        let length = count(shape).and_then(|count| count.checked_mul(size));
+        let length = length.ok_or_else(|| length_error(tensor, 0))?;
+        if tensor.location() == DataLocation::External {
+            self.external(tensor, length as u64)
+        } else if !tensor.raw.is_empty() {
+            Ok(tensor.raw.clone())
+        } else if size == 4 {
+            Ok(tensor.floats.clone())
+        } else if size == 2 {
+            Ok(halves(&tensor.integers)?)
+        } else {
+            Ok(Bytes::new())
+        }
     }
 
     /// The `size` bytes of a tensor in another file.
@@ -419,6 +467,15 @@ impl<'a> Files<'a> {
         }
         Ok(file.slice(from as usize..end as usize))
     }
+}
+
+fn shape(tensor: &Initializer) -> Result<Vec<usize>, OnnxError> {
+    let lengths = tensor.shape.iter().map(|length| usize::try_from(*length));
+    lengths.collect::<Result<_, _>>().map_err(|_| length_error(tensor, 0))
+}
+
+fn length_error(tensor: &Initializer, bytes: usize) -> OnnxError {
+    OnnxError::Length { name: tensor.name.clone(), shape: tensor.shape.clone(), bytes }
 }
 
 /// How numbers of a type are stored, or what safetensors calls a type that weights do not have.
