@@ -5,7 +5,8 @@
 //! the weights of a layer that has lost some of its inputs, by ridge regression towards a prior
 //! ([`Statistics::fit`]), and the order in which inputs are best lost (`surgeon`). How strong the
 //! ridge has to be, other samples decide ([`Samples::fit_relu`]): on those that it was fitted on,
-//! a layer with thousands of inputs is right where it is not elsewhere. The only user of crate faer.
+//! a layer with thousands of inputs is right where it is not elsewhere. The only user of crate faer,
+//! and of half for samples.
 
 mod nudge;
 mod surgeon;

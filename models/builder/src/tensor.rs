@@ -1,7 +1,6 @@
 //! Arrays of float32, borrowed from a mapped file where that is possible, owned otherwise.
 //!
-//! Owns how numbers are bytes, and the widening of half-precision ones; the only user of crates
-//! half and bytemuck. Knows no file and no network.
+//! Owns how numbers are bytes, and the widening of half-precision ones. Knows no file and no network.
 
 use std::borrow::Cow;
 

@@ -33,7 +33,7 @@ fn outside_crates_are_named_where_the_map_says() {
         (&["bytes", "memmap2"][..], &["source.rs"][..]),
         (&["safetensors"], &["source/safetensors.rs"]),
         (&["zip"], &["source/torch.rs"]),
-        (&["half"], &["tensor.rs"]),
+        (&["half"], &["regression.rs", "tensor.rs"]),
         (&["bytemuck"], &["forward.rs", "tensor.rs"]),
         (&["tract_onnx", "prost"], &["onnx.rs", "source/onnx.rs"]),
         (&["ureq"], &["fetch/http.rs"]),
