@@ -1,5 +1,7 @@
 //! The commands that run once, and what they print. With `--json`: JSON lines alone on stdout.
 
+mod simulate;
+
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,6 +16,8 @@ use vggd::measure::{Job, Measurement};
 use vggd::model::{Engine, Model};
 use vggd::pipeline::Pipeline;
 use vggd::source::directory::Directory;
+
+pub(crate) use simulate::{Simulation, simulate};
 
 /// What `--json` says of a photo and a variant.
 #[derive(Serialize)]
@@ -55,8 +59,8 @@ pub(crate) fn classify(
     let mut code = ExitCode::SUCCESS;
     for path in photos {
         let file = path.display().to_string();
-        let answer = match pipeline.classify(&model, path) {
-            Ok(answer) => answer,
+        let answer = match pipeline.classify(path, |_| &model) {
+            Ok((answer, _)) => answer,
             Err(error) => {
                 eprintln!("vggd: {file}: {error}");
                 code = ExitCode::FAILURE;
@@ -190,6 +194,7 @@ pub(crate) fn bench(
 pub(crate) fn check(config: &Config) -> Result<()> {
     let set = daemon::model_set(config)?;
     daemon::configured_variant(config, &set)?;
+    let chooser = daemon::configured_chooser(config, &set)?;
     progress("comparing checksums");
     let verified = set.verify();
     progress("");
@@ -200,8 +205,7 @@ pub(crate) fn check(config: &Config) -> Result<()> {
     Directory::open(&source.directory, source.afterwards, source.settle())
         .map_err(|error| config.wrong("source.directory", &path, error))?;
     config.mqtt_login()?;
-    let (variant, set) = (&config.model.variant, config.model.set.display());
-    println!("ok: {variant} of {set}, photos from {path}");
+    println!("ok: {} of {}, photos from {path}", chooser.word(), config.model.set.display());
     println!("    to {}:{}, topic {}", config.mqtt.host, config.mqtt.port, config.mqtt.topic());
     Ok(())
 }

@@ -18,7 +18,7 @@ pub const DEFAULT: &str = include_str!("../config/default.toml");
 pub const DEFAULT_PATH: &str = "/etc/vggd/vggd.toml";
 
 /// Keys that a running daemon takes over at once when its file changes.
-pub const LIVE: [&str; 1] = ["model.variant"];
+pub const LIVE: [&str; 4] = ["model.budget_ms", "model.miss_rate", "model.policy", "model.variant"];
 
 const ENVIRONMENT: &str = "VGGD";
 const SEPARATOR: &str = "__";
@@ -77,9 +77,34 @@ pub enum Afterwards {
 #[allow(missing_docs)]
 pub struct Model {
     pub set: PathBuf,
+    pub policy: Policy,
     pub variant: String,
     budget_ms: f64,
+    pub miss_rate: f64,
+    memory_limit: u64,
+    pub profile: PathBuf,
+    pub profile_when: ProfileWhen,
     pub threads: usize,
+}
+
+/// Who chooses the variant of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// A person: `model.variant`.
+    Fixed,
+    /// The selector, within the budget.
+    Auto,
+}
+
+/// When variants are timed that were not timed before.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProfileWhen {
+    /// Before the first frame.
+    Start,
+    /// Beside the classification by `model.variant`.
+    Background,
 }
 
 /// Section `[mqtt]`.
@@ -150,6 +175,11 @@ impl Model {
     /// The latency budget of a frame, if there is one.
     pub fn budget(&self) -> Option<Duration> {
         (self.budget_ms > 0.0).then(|| Duration::from_secs_f64(self.budget_ms / 1e3))
+    }
+
+    /// The most resident memory, in MiB, if it is limited.
+    pub fn memory_limit(&self) -> Option<u64> {
+        (self.memory_limit > 0).then_some(self.memory_limit)
     }
 }
 
@@ -309,6 +339,18 @@ impl Config {
             .collect()
     }
 
+    /// Takes over what `other` says about one of the [`LIVE`] keys.
+    pub fn take(&mut self, other: &Self, key: &str) {
+        let (own, new) = (&mut self.model, &other.model);
+        match key {
+            "model.budget_ms" => own.budget_ms = new.budget_ms,
+            "model.miss_rate" => own.miss_rate = new.miss_rate,
+            "model.policy" => own.policy = new.policy,
+            "model.variant" => own.variant.clone_from(&new.variant),
+            _ => unreachable!("{key} is no live key"),
+        }
+    }
+
     fn validate(&self) -> Result<(), ConfigError> {
         let check =
             |holds: bool, key: &str, value: &dyn std::fmt::Display, problem: &str| match holds {
@@ -334,6 +376,11 @@ impl Config {
         let budget = model.budget_ms;
         let sane = (0.0..=3.6e6).contains(&budget);
         check(sane, "model.budget_ms", &budget, "must be from 0 to 3600000")?;
+        let miss_rate = model.miss_rate;
+        let sane = (0.0..1.0).contains(&miss_rate);
+        check(sane, "model.miss_rate", &miss_rate, "must be from 0 to less than 1")?;
+        let profile = model.profile.display();
+        check(!model.profile.as_os_str().is_empty(), "model.profile", &profile, "names no file")?;
         check(model.threads <= 256, "model.threads", &model.threads, "must be at most 256")?;
 
         check(!mqtt.host.is_empty(), "mqtt.host", &"", "names no broker")?;
@@ -518,7 +565,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_its_origin() {
         type Variables = &'static [(&'static str, &'static str)];
-        let cases: [(&str, Variables, &str); 16] = [
+        let cases: [(&str, Variables, &str); 18] = [
             ("[model\n", &[], "FILE: TOML parse error at line 1, column 7"),
             (
                 "[model]\nvairant = 'x'",
@@ -539,6 +586,8 @@ mod tests {
             ("[source]\nkind = 'tape'", &[], "FILE: source.kind = 'tape': "),
             ("[model]\nbudget_ms = -1", &[], "FILE: model.budget_ms = '-1': must be from 0"),
             ("[model]\nbudget_ms = nan", &[], "FILE: model.budget_ms = 'NaN': must be from 0"),
+            ("[model]\nmiss_rate = 1.0", &[], "FILE: model.miss_rate = '1': must be from 0"),
+            ("[model]\npolicy = 'best'", &[], "FILE: model.policy = 'best': "),
             ("[mqtt]\ntopic = 'a/#'", &[], "FILE: mqtt.topic = 'a/#': must not"),
             (
                 "[mqtt]\npassword_file = '/p'",

@@ -2,14 +2,15 @@
 //! decides nothing about frames.
 //!
 //! Three strands: `capture` finds photos, `classify` turns them into reports, and the main thread
-//! publishes, reloads and stops. A full channel holds the strand before it back, down to the folder
-//! in which photos wait.
+//! publishes, takes orders, reloads and stops. A full channel holds the strand before it back, down to
+//! the folder in which photos wait. Beside them `load` gets variants into memory, and `profile` times
+//! those that were not timed before.
 
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,11 +19,14 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch as flag};
 
-use crate::config::{Config, ConfigError, LIVE};
+use crate::config::{Config, ConfigError, LIVE, Policy, ProfileWhen};
+use crate::control::{Chooser, Order, State};
 use crate::event::{self, Failure, Prediction};
+use crate::lineup::{self, Lineup};
 use crate::manifest::{ModelSet, Variant};
 use crate::model::{Engine, Model, ModelError};
 use crate::pipeline::{ClassifyError, Pipeline};
+use crate::profile::Profiles;
 use crate::publish::{Publisher, Report};
 use crate::source::Frame;
 use crate::source::directory::Directory;
@@ -30,6 +34,12 @@ use crate::watch::{self, Change, Watch};
 
 /// Reports that may wait for the publisher.
 const REPORTS: usize = 4;
+
+/// Orders that may wait to be carried out.
+const ORDERS: usize = 16;
+
+/// How long timing a variant may take, in microseconds.
+const PROFILED_WITHIN: u32 = 300_000_000;
 
 /// How long after a change of the file it is read, so that a burst of changes is one.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -78,6 +88,19 @@ pub fn configured_variant<'a>(
     set.variant(name).map_err(|error| config.wrong("model.variant", name, error))
 }
 
+/// Who chooses the variant, as configured.
+///
+/// # Errors
+/// [`ConfigError`] when the set lacks what choosing needs.
+pub fn configured_chooser(config: &Config, set: &ModelSet) -> Result<Chooser, ConfigError> {
+    match config.model.policy {
+        Policy::Fixed => Ok(Chooser::Fixed(config.model.variant.clone())),
+        Policy::Auto => lineup::evaluated(set)
+            .map(|()| Chooser::Auto)
+            .map_err(|problem| config.wrong("model.policy", "auto", problem)),
+    }
+}
+
 /// Runs until a signal asks to stop, or `stop` is done.
 ///
 /// # Errors
@@ -87,6 +110,7 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     let config = options.load()?;
     crate::logging::start(config.log.level.as_str());
     let set = model_set(&config)?;
+    let chooser = configured_chooser(&config, &set)?;
     let directory =
         Directory::open(&config.source.directory, config.source.afterwards, config.source.settle());
     let path = config.source.directory.display();
@@ -108,14 +132,18 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
         load_ms = started.elapsed().as_millis() as u64,
         "model loaded"
     );
+    let chosen = State { variant: chooser, budget: config.model.budget(), paused: false };
+    let (miss_rate, limit) = (config.model.miss_rate, config.model.memory_limit());
+    let lineup = Lineup::new(&set, &engine, model, chosen, miss_rate, limit)?;
     let daemon = Daemon {
         options: options.clone(),
         pipeline: Pipeline::new(&set, &config.source),
         set,
         engine,
-        slot: Arc::new(Mutex::new(Arc::new(model))),
+        lineup: Arc::new(lineup),
         directory: Arc::new(directory),
         config,
+        profiling: false,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(daemon.run(stop));
@@ -124,21 +152,20 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     ended
 }
 
-/// The model that classifies the next frame.
-type Slot = Arc<Mutex<Arc<Model>>>;
-
 struct Daemon {
     options: Options,
     config: Config,
     set: ModelSet,
     engine: Engine,
     pipeline: Pipeline,
-    slot: Slot,
+    lineup: Arc<Lineup>,
     directory: Arc<Directory>,
+    /// Whether variants are being timed, or were.
+    profiling: bool,
 }
 
 impl Daemon {
-    async fn run(self, asked: impl Future<Output = ()>) -> Result<()> {
+    async fn run(mut self, asked: impl Future<Output = ()>) -> Result<()> {
         let mut asked = pin!(asked);
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -148,10 +175,16 @@ impl Daemon {
         // What changed while the model was loaded.
         triggers.try_send(()).ok();
 
+        if self.lineup.state().variant == Chooser::Auto {
+            self.profile(self.config.model.profile_when)?;
+        }
         let (stop, stopped) = flag::channel(false);
         let stopping = Arc::new(AtomicBool::new(false));
         let (reports, received) = mpsc::channel(REPORTS);
-        let publisher = Publisher::new(&self.config, self.directory.clone(), received, stopped);
+        let (orders, ordered) = mpsc::channel(ORDERS);
+        let (states, state) = flag::channel(self.lineup.state());
+        let directory = self.directory.clone();
+        let publisher = Publisher::new(&self.config, directory, received, state, orders, stopped);
         let publisher = tokio::spawn(publisher.run());
 
         let (handoff, frames) = sync_channel(1);
@@ -162,17 +195,22 @@ impl Daemon {
         })?;
         let classify = Classify {
             pipeline: self.pipeline.clone(),
-            slot: self.slot.clone(),
+            lineup: self.lineup.clone(),
             directory: self.directory.clone(),
-            budget: self.config.model.budget(),
             stopping: stopping.clone(),
         };
         let sender = reports.clone();
         let (classify, mut classify_ended) =
             spawn("classify", move || classify.run(&frames, &sender))?;
 
-        let directory = self.directory.clone();
-        let reload = tokio::spawn(self.reload(triggered, reports));
+        let lineup = self.lineup.clone();
+        let (load, _) = spawn("load", move || {
+            lineup.keep_loaded();
+            Ok(())
+        })?;
+
+        let (directory, lineup) = (self.directory.clone(), self.lineup.clone());
+        let reload = tokio::spawn(self.obey(triggered, ordered, states, reports));
         sd_notify::notify(&[NotifyState::Ready]).ok();
         tracing::info!("ready");
 
@@ -190,6 +228,7 @@ impl Daemon {
         sd_notify::notify(&[NotifyState::Stopping]).ok();
         stopping.store(true, Ordering::Relaxed);
         directory.stop();
+        lineup.pause(false);
         stop.send(true).ok();
         // The last senders of reports go with the reload and the classifying thread; the publisher
         // then ends by itself, and without it that thread cannot be held up.
@@ -198,17 +237,45 @@ impl Daemon {
         for thread in [capture, classify] {
             thread.join().map_err(|_| anyhow!("a thread panicked"))??;
         }
+        lineup.stop();
+        load.join().map_err(|_| anyhow!("a thread panicked"))??;
         Ok(())
     }
 
-    /// Takes over what changed in the configuration, each time it is told to look.
-    async fn reload(mut self, mut triggered: mpsc::Receiver<()>, reports: mpsc::Sender<Report>) {
-        while triggered.recv().await.is_some() {
-            tokio::time::sleep(DEBOUNCE).await;
-            triggered.try_recv().ok();
-            let (kind, error) = match self.take_over().await {
+    /// Carries out orders, and takes over what changed in the configuration each time it is told to
+    /// look. Tells in `states` what holds afterwards.
+    async fn obey(
+        mut self,
+        mut triggered: mpsc::Receiver<()>,
+        mut orders: mpsc::Receiver<(String, Vec<u8>)>,
+        states: flag::Sender<State>,
+        reports: mpsc::Sender<Report>,
+    ) {
+        loop {
+            let result = tokio::select! {
+                trigger = triggered.recv() => {
+                    if trigger.is_none() {
+                        return;
+                    }
+                    tokio::time::sleep(DEBOUNCE).await;
+                    triggered.try_recv().ok();
+                    self.take_over().await
+                }
+                Some((name, payload)) = orders.recv() => match Order::parse(&name, &payload) {
+                    Ok(order) => self.carry_out(order).await,
+                    Err(problem) => Err(Refused::Order(problem)),
+                },
+            };
+            let state = self.lineup.state();
+            states.send_if_modified(|before| {
+                let differs = *before != state;
+                *before = state;
+                differs
+            });
+            let (kind, error) = match result {
                 Ok(()) => continue,
                 Err(Refused::Configuration(error)) => ("configuration", anyhow!(error)),
+                Err(Refused::Order(problem)) => ("order", anyhow!(problem)),
                 Err(Refused::Model(error)) => ("model", error),
             };
             let message = format!("{error:#}");
@@ -218,6 +285,75 @@ impl Daemon {
         }
     }
 
+    async fn carry_out(&mut self, order: Order) -> Result<(), Refused> {
+        tracing::info!(?order, "ordered");
+        match order {
+            Order::Budget(budget) => self.lineup.set_budget(budget),
+            Order::Pause(paused) => self.lineup.pause(paused),
+            Order::Variant(Chooser::Auto) => {
+                self.lineup
+                    .choose_automatically()
+                    .map_err(|problem| Refused::Order(format!("variant/set: auto {problem}")))?;
+                self.profile(ProfileWhen::Background).map_err(Refused::Model)?;
+            }
+            Order::Variant(Chooser::Fixed(name)) => {
+                let known = self.set.position(&name);
+                known.map_err(|error| Refused::Order(format!("variant/set: {error}")))?;
+                self.fix(name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the variant `name` from now on.
+    async fn fix(&self, name: String) -> Result<(), Refused> {
+        let lineup = self.lineup.clone();
+        let fix = move || lineup.fix(&name);
+        let fixed = tokio::task::spawn_blocking(fix).await;
+        fixed
+            .map_err(anyhow::Error::from)
+            .and_then(|fixed| fixed.map_err(anyhow::Error::from))
+            .map_err(Refused::Model)
+    }
+
+    /// Sees to it that what each variant costs becomes known, once.
+    fn profile(&mut self, when: ProfileWhen) -> Result<()> {
+        if std::mem::replace(&mut self.profiling, true) {
+            return Ok(());
+        }
+        let mut profiles = Profiles::open(&self.config.model.profile, &self.engine);
+        for (index, variant) in self.set.manifest.variants.iter().enumerate() {
+            if let Some(cost) = profiles.of(&self.set, variant) {
+                self.lineup.learn(index, cost);
+            }
+        }
+        let untimed = self.lineup.untimed();
+        let (config, set, lineup) = (self.config.clone(), self.set.clone(), self.lineup.clone());
+        let mut time = move |index: usize| {
+            let variant = &set.manifest.variants[index];
+            match profiles.measure(&config, &set, variant) {
+                Ok(cost) => lineup.learn(index, cost),
+                Err(error) => {
+                    let variant = &variant.name;
+                    tracing::error!(variant, error = format!("{error:#}"), "cannot be timed");
+                }
+            }
+        };
+        match when {
+            ProfileWhen::Start => {
+                for index in untimed {
+                    sd_notify::notify(&[NotifyState::ExtendTimeoutUsec(PROFILED_WITHIN)]).ok();
+                    time(index);
+                }
+            }
+            ProfileWhen::Background => drop(spawn("profile", move || {
+                untimed.into_iter().for_each(time);
+                Ok(())
+            })?),
+        }
+        Ok(())
+    }
+
     async fn take_over(&mut self) -> Result<(), Refused> {
         let new = self.options.load().map_err(Refused::Configuration)?;
         let changed = new.differences(&self.config);
@@ -225,42 +361,47 @@ impl Daemon {
         if !later.is_empty() {
             tracing::warn!(keys = ?later, "changed keys take effect at the next start");
         }
-        let name = new.model.variant.clone();
-        if name == self.config.model.variant {
-            tracing::debug!("configuration read again, same variant");
-            return Ok(());
+        configured_variant(&new, &self.set).map_err(Refused::Configuration)?;
+        let chooser = configured_chooser(&new, &self.set).map_err(Refused::Configuration)?;
+        let is_new = |key: &str| changed.iter().any(|other| other == key);
+        if is_new("model.budget_ms") {
+            self.lineup.set_budget(new.model.budget());
         }
-        let variant = configured_variant(&new, &self.set).map_err(Refused::Configuration)?.clone();
-        let (set, engine) = (self.set.clone(), self.engine.clone());
-        let load = move || Model::load(&set, &variant, &engine);
-        let started = Instant::now();
-        let model = tokio::task::spawn_blocking(load)
-            .await
-            .map_err(|error| Refused::Model(error.into()))?
-            .map_err(|error| Refused::Model(error.into()))?;
-        let before = std::mem::replace(&mut *self.slot.lock().unwrap(), Arc::new(model));
-        tracing::info!(
-            variant = name,
-            before = before.name,
-            load_ms = started.elapsed().as_millis() as u64,
-            "variant switched"
-        );
-        self.config.model.variant = name;
+        if is_new("model.miss_rate") {
+            self.lineup.set_miss_rate(new.model.miss_rate);
+        }
+        if is_new("model.policy") || is_new("model.variant") {
+            match chooser {
+                Chooser::Auto => {
+                    self.lineup.choose_automatically().map_err(|problem| {
+                        Refused::Configuration(new.wrong("model.policy", "auto", problem))
+                    })?;
+                    self.profile(ProfileWhen::Background).map_err(Refused::Model)?;
+                }
+                Chooser::Fixed(name) => self.fix(name).await?,
+            }
+        }
+        if LIVE.iter().any(|key| is_new(key)) {
+            tracing::info!(keys = ?changed, "configuration taken over");
+        }
+        for key in LIVE {
+            self.config.take(&new, key);
+        }
         Ok(())
     }
 }
 
 enum Refused {
     Configuration(ConfigError),
+    Order(String),
     Model(anyhow::Error),
 }
 
 /// What the classifying thread needs.
 struct Classify {
     pipeline: Pipeline,
-    slot: Slot,
+    lineup: Arc<Lineup>,
     directory: Arc<Directory>,
-    budget: Option<Duration>,
     stopping: Arc<AtomicBool>,
 }
 
@@ -270,14 +411,17 @@ impl Classify {
     fn run(&self, frames: &Receiver<Frame>, reports: &mpsc::Sender<Report>) -> Result<()> {
         let mut sequence = 0;
         for frame in frames {
+            self.lineup.wait_while_paused();
             if self.stopping.load(Ordering::Relaxed) {
                 break;
             }
             let wait = frame.found_at.elapsed();
-            let model = self.slot.lock().unwrap().clone();
-            let report = match self.pipeline.classify(&model, &frame.path) {
-                Ok(answer) => {
+            let classified = self.pipeline.classify(&frame.path, |spent| self.lineup.choose(spent));
+            let report = match classified {
+                Ok((answer, chosen)) => {
+                    self.lineup.observe(&chosen, answer.after_decoding());
                     sequence += 1;
+                    let (model, budget) = (&chosen.model, chosen.budget);
                     let prediction = Prediction {
                         schema: event::SCHEMA,
                         id: frame.id.clone(),
@@ -287,8 +431,8 @@ impl Classify {
                         captured_at: event::timestamp(frame.captured_at),
                         variant: model.name.clone(),
                         timings_ms: answer.timings(wait),
-                        budget_ms: self.budget.map(event::milliseconds),
-                        in_time: self.budget.map(|budget| answer.age() <= budget),
+                        budget_ms: budget.map(event::milliseconds),
+                        in_time: budget.map(|budget| answer.age() <= budget),
                         replayed: false,
                         top: answer.top,
                     };

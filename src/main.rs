@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use commands::Simulation;
 use vggd::config::{self, Config, ConfigError};
 use vggd::daemon;
 use vggd::manifest::SetError;
@@ -108,6 +109,18 @@ process holds after the last run. Each variant runs in a process of its own.")]
         #[arg(long)]
         json: bool,
     },
+    /// See what choosing variants at run time does: replay slowdowns of a machine, without a model
+    #[command(after_help = "\
+A trace is CSV with the header arrival_ms,slowdown,memory_slowdown,budget_ms, a profile has
+variant,compute_ms,memory_ms,accuracy; a frame takes compute_ms x slowdown + memory_ms x
+memory_slowdown. Without --trace and --scenario every scenario is replayed with many seeds. Late
+\"needlessly\" is what some variant would have had in time; the oracle knows each frame beforehand.
+
+Examples:
+  vggd simulate
+  vggd simulate --scenario thermal --budget-ms 400 --picture thermal.svg
+  vggd simulate --trace trace.csv --profile profile.csv --policy quantized --json")]
+    Simulate(Simulation),
     /// Check the configuration, the model set with its checksums, and the folders, then exit
     Check {
         #[command(flatten)]
@@ -198,6 +211,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let config = set.load(timing.threads)?;
             commands::bench(&config, variant, photo, timing.runs.unwrap_or(20), json)?;
         }
+        Command::Simulate(simulation) => commands::simulate(&simulation)?,
         Command::Check { set } => commands::check(&set.load(None)?)?,
         Command::Defaults => print!("{}", config::DEFAULT),
         Command::Measure { photo, set, variant, timing } => {

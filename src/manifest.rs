@@ -122,6 +122,12 @@ pub struct Recipe {
 }
 
 impl Variant {
+    /// The share of photos that it gets right, or of those on which it agrees with the baseline where
+    /// no labels were known; nothing if it was not evaluated.
+    pub fn accuracy(&self) -> Option<f64> {
+        self.top1.or(self.agreement)
+    }
+
     /// The input's height and width in pixels.
     pub fn side(&self) -> usize {
         self.input[2]
@@ -218,18 +224,36 @@ impl ModelSet {
     /// # Errors
     /// [`SetError::UnknownVariant`], which lists the names there are.
     pub fn variant(&self, name: &str) -> Result<&Variant, SetError> {
-        self.manifest.variants.iter().find(|variant| variant.name == name).ok_or_else(|| {
-            SetError::UnknownVariant {
-                name: name.to_owned(),
-                path: self.directory.clone(),
-                known: self.names(),
-            }
+        self.position(name).map(|index| &self.manifest.variants[index])
+    }
+
+    /// The place of the variant of that name in the manifest.
+    ///
+    /// # Errors
+    /// [`SetError::UnknownVariant`], which lists the names there are.
+    pub fn position(&self, name: &str) -> Result<usize, SetError> {
+        let found = self.manifest.variants.iter().position(|variant| variant.name == name);
+        found.ok_or_else(|| SetError::UnknownVariant {
+            name: name.to_owned(),
+            path: self.directory.clone(),
+            known: self.names(),
         })
     }
 
     /// Names of all variants, in the manifest's order.
     pub fn names(&self) -> Vec<String> {
         self.manifest.variants.iter().map(|variant| variant.name.clone()).collect()
+    }
+
+    /// What the files of `variant` contain, in one word: it changes with any of them.
+    pub fn digest(&self, variant: &Variant) -> String {
+        let mut hasher = Sha256::new();
+        hasher.update(&variant.sha256);
+        for weights in &variant.weights {
+            let file = self.manifest.files.iter().find(|file| file.path == *weights);
+            hasher.update(file.map_or("", |file| &file.sha256));
+        }
+        hex(&hasher.finalize())
     }
 
     /// Reads the graph of `variant`, checked against its SHA-256.

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::distribution::Distribution;
 use crate::event::{Class, Timings, milliseconds};
 use crate::manifest::ModelSet;
 use crate::model::{Engine, Model};
@@ -47,6 +48,8 @@ pub struct Measurement {
     pub p95_ms: f64,
     /// 99th percentile (nearest rank).
     pub p99_ms: f64,
+    /// The part of the fastest inference that was spent in layers that are bound by reading weights.
+    pub memory_ms: f64,
     /// How many inferences were timed.
     pub runs: u32,
     /// Resident memory after the last inference (VmRSS).
@@ -100,9 +103,9 @@ impl Job {
 
         let pipeline = Pipeline::new(&set, &self.config.source);
         let prepared = match &self.photo {
-            Some(path) => {
-                pipeline.prepare(path, model.side).with_context(|| path.display().to_string())?
-            }
+            Some(path) => pipeline
+                .prepare(path, |_| model.side)
+                .with_context(|| path.display().to_string())?,
             None => Prepared {
                 input: noise(3 * model.side * model.side),
                 decode: Duration::ZERO,
@@ -110,14 +113,17 @@ impl Job {
             },
         };
         let time = || {
-            let start = Instant::now();
+            let (start, before) = (Instant::now(), engine.reading());
             let logits = model.infer(&prepared.input)?;
-            anyhow::Ok((start.elapsed(), logits))
+            anyhow::Ok((start.elapsed(), engine.reading() - before, logits))
         };
-        let (first, logits) = time()?;
+        let (first, _, logits) = time()?;
         time()?;
-        let spent = (0..self.runs).map(|_| Ok(time()?.0)).collect::<Result<Vec<_>>>()?;
-        let inference = Distribution::of(spent);
+        let spent = (0..self.runs)
+            .map(|_| time().map(|(all, reading, _)| (all, reading)))
+            .collect::<Result<Vec<_>>>()?;
+        let (_, reading) = spent.iter().min().expect("at least one run");
+        let inference = Distribution::of(spent.iter().map(|(all, _)| *all).collect());
         let stages = [Duration::ZERO, prepared.decode, prepared.preprocess, inference.median];
         Ok(Measurement {
             variant: self.variant.clone(),
@@ -128,6 +134,7 @@ impl Job {
             min_ms: milliseconds(inference.min),
             p95_ms: milliseconds(inference.p95),
             p99_ms: milliseconds(inference.p99),
+            memory_ms: milliseconds(*reading),
             runs: self.runs,
             rss_mb: memory("VmRSS:")?,
             peak_rss_mb: memory("VmHWM:")?,
@@ -136,29 +143,6 @@ impl Job {
                 .is_some()
                 .then(|| Answer { top: pipeline.top(&logits), timings_ms: Timings::new(stages) }),
         })
-    }
-}
-
-/// Percentiles by nearest rank; the median of an even number lies between the middle two.
-#[derive(Debug, PartialEq)]
-struct Distribution {
-    min: Duration,
-    median: Duration,
-    p95: Duration,
-    p99: Duration,
-}
-
-impl Distribution {
-    fn of(mut times: Vec<Duration>) -> Self {
-        times.sort();
-        let count = times.len();
-        let rank = |percent: usize| times[(percent * count).div_ceil(100) - 1];
-        Self {
-            min: times[0],
-            median: (times[(count - 1) / 2] + times[count / 2]) / 2,
-            p95: rank(95),
-            p99: rank(99),
-        }
     }
 }
 
@@ -178,25 +162,4 @@ fn memory(name: &str) -> Result<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     Ok(kilobytes.with_context(|| format!("/proc/self/status has no {name}"))? >> 10)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_by_nearest_rank() {
-        let times =
-            |count: u64| Distribution::of((1..=count).rev().map(Duration::from_secs).collect());
-        let seconds = |s: f64| Duration::from_secs_f64(s);
-        let of = |min, median, p95, p99| Distribution {
-            min: seconds(min),
-            median: seconds(median),
-            p95: seconds(p95),
-            p99: seconds(p99),
-        };
-        assert_eq!(times(1), of(1.0, 1.0, 1.0, 1.0));
-        assert_eq!(times(20), of(1.0, 10.5, 19.0, 20.0));
-        assert_eq!(times(100), of(1.0, 50.5, 95.0, 99.0));
-    }
 }

@@ -12,6 +12,8 @@ mod weights;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use prost::Message;
 use thiserror::Error;
@@ -47,6 +49,8 @@ pub enum ModelError {
 pub struct Engine {
     executor: Executor,
     isa: vggd_kernels::Isa,
+    /// Nanoseconds spent in layers that are bound by reading weights.
+    reading: Arc<AtomicU64>,
 }
 
 impl Engine {
@@ -61,7 +65,7 @@ impl Engine {
             threads => Executor::multithread_with_name(threads, "vggd-engine"),
         };
         let isa = vggd_kernels::Isa::detect();
-        Self { executor, isa }
+        Self { executor, isa, reading: Arc::default() }
     }
 
     /// How many threads run a model.
@@ -70,6 +74,11 @@ impl Engine {
             Executor::MultiThread(pool) => pool.current_num_threads(),
             _ => 1,
         }
+    }
+
+    /// Time spent so far in layers that are bound by reading weights, the fully connected ones.
+    pub fn reading(&self) -> Duration {
+        Duration::from_nanos(self.reading.load(Ordering::Relaxed))
     }
 
     /// The instruction set that the kernels use.

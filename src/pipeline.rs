@@ -1,6 +1,7 @@
 //! One photo becomes one prediction, and every stage is timed. It must not know where photos come
 //! from nor where predictions go.
 
+use std::borrow::Borrow;
 use std::fs::File;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -72,6 +73,11 @@ impl Answer {
     pub fn age(&self) -> Duration {
         self.stages.iter().sum()
     }
+
+    /// The part of it that depends on the variant.
+    pub fn after_decoding(&self) -> Duration {
+        self.stages[1..].iter().sum()
+    }
 }
 
 /// Everything but the model that turns a photo into an answer.
@@ -94,34 +100,47 @@ impl Pipeline {
         }
     }
 
-    /// Reads, decodes and classifies the photo at `path`.
+    /// Reads, decodes and classifies the photo at `path` with the model that `choose` gives, when told
+    /// how much time has gone by; gives that too.
     ///
     /// # Errors
     /// [`ClassifyError`]; the photo is left as it is.
-    pub fn classify(&self, model: &Model, path: &Path) -> Result<Answer, ClassifyError> {
-        let prepared = self.prepare(path, model.side)?;
+    pub fn classify<M: Borrow<Model>>(
+        &self,
+        path: &Path,
+        choose: impl FnOnce(Duration) -> M,
+    ) -> Result<(Answer, M), ClassifyError> {
+        let mut chosen = None;
+        let prepared = self.prepare(path, |spent| {
+            let chosen: &M = chosen.insert(choose(spent));
+            chosen.borrow().side
+        })?;
+        let chosen = chosen.expect("a photo is prepared for a model");
         let start = Instant::now();
-        let logits = model.infer(&prepared.input)?;
-        let inference = start.elapsed();
-        Ok(Answer {
-            top: self.top(&logits),
-            stages: [prepared.decode, prepared.preprocess, inference],
-        })
+        let logits = chosen.borrow().infer(&prepared.input)?;
+        let stages = [prepared.decode, prepared.preprocess, start.elapsed()];
+        Ok((Answer { top: self.top(&logits), stages }, chosen))
     }
 
-    /// Reads the photo at `path` and makes a network's input of `side` x `side` pixels of it.
+    /// Reads the photo at `path` and makes a network's input of it, as many pixels wide and high as
+    /// `side` says, when told how much time has gone by.
     ///
     /// # Errors
     /// [`ClassifyError`], but never about the model.
-    pub fn prepare(&self, path: &Path, side: usize) -> Result<Prepared, ClassifyError> {
+    pub fn prepare(
+        &self,
+        path: &Path,
+        side: impl FnOnce(Duration) -> usize,
+    ) -> Result<Prepared, ClassifyError> {
         let start = Instant::now();
         let bytes = self.read(path)?;
         // A photo is whatever a stranger puts there; it must not take the daemon with it.
         let prepared = catch_unwind(AssertUnwindSafe(|| {
             let photo = preprocess::decode(&bytes, &self.limits)?;
             let decoded = Instant::now();
-            let input = preprocess::to_input(&photo, side, &self.rule);
-            Ok(Prepared { input, decode: decoded - start, preprocess: decoded.elapsed() })
+            let decode = decoded - start;
+            let input = preprocess::to_input(&photo, side(decode), &self.rule);
+            Ok(Prepared { input, decode, preprocess: decoded.elapsed() })
         }));
         prepared.unwrap_or(Err(ClassifyError::Panicked))
     }

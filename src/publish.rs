@@ -4,6 +4,9 @@
 //! has acknowledged it; only then does its photo leave the folder. A connection that fails is
 //! thrown away whole and built anew after a pause, and everything unacknowledged is sent again, in
 //! order. While there is no connection no reports are taken in, so that photos wait in the folder.
+//!
+//! Orders come in on `TOPIC/<name>/set`, and are handed on as they are; what holds goes out on retained
+//! topics.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -20,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout, timeout_at};
 
 use crate::config::{Config, ConfigError};
+use crate::control::State;
 use crate::event::{Failure, Prediction};
 use crate::source::Frame;
 use crate::source::directory::Directory;
@@ -87,6 +91,8 @@ pub struct Publisher {
     client_id: String,
     directory: Arc<Directory>,
     reports: mpsc::Receiver<Report>,
+    state: watch::Receiver<State>,
+    orders: mpsc::Sender<(String, Vec<u8>)>,
     stop: watch::Receiver<bool>,
     /// Reports that were taken in and are not acknowledged, oldest first.
     pending: VecDeque<Report>,
@@ -130,12 +136,14 @@ impl From<ConnectionError> for Trouble {
 }
 
 impl Publisher {
-    /// A publisher of what comes out of `reports`. It stops when `stop` becomes true or `reports`
-    /// end.
+    /// A publisher of what comes out of `reports`, and of `state` whenever it changes; orders go into
+    /// `orders`. It stops when `stop` becomes true or `reports` end.
     pub fn new(
         config: &Config,
         directory: Arc<Directory>,
         reports: mpsc::Receiver<Report>,
+        state: watch::Receiver<State>,
+        orders: mpsc::Sender<(String, Vec<u8>)>,
         stop: watch::Receiver<bool>,
     ) -> Self {
         Self {
@@ -144,6 +152,8 @@ impl Publisher {
             client_id: config.mqtt.client_id(),
             directory,
             reports,
+            state,
+            orders,
             stop,
             pending: VecDeque::new(),
         }
@@ -184,7 +194,8 @@ impl Publisher {
         let (client, events) = AsyncClient::builder(options).capacity(UNACKNOWLEDGED + 4).build();
         // Dropping a poll half-way would lose its progress, so the event loop has a task of its own.
         let (signals, mut connection) = mpsc::channel(1);
-        let _task = AbortOnDrop(tokio::spawn(drive(events, signals)));
+        let inbox = Inbox { topic: self.topic.clone(), orders: self.orders.clone() };
+        let _task = AbortOnDrop(tokio::spawn(drive(events, signals, inbox)));
         tokio::select! {
             signal = connection.recv() => match signal {
                 Some(Ok(())) => {}
@@ -197,6 +208,10 @@ impl Publisher {
         *away = false;
         let link = Link { client, topic: self.topic.clone() };
         link.status("online").await;
+        link.listen().await;
+        let mut told_state = None;
+        let state = self.state.borrow_and_update().clone();
+        link.tell(&state, &mut told_state).await;
         let lost = |signal: Option<Result<(), ConnectionError>>| match signal {
             Some(Err(error)) => End::Lost(error.into()),
             _ => End::Lost(Trouble::Silent),
@@ -236,6 +251,10 @@ impl Publisher {
                     }
                     None => ended = true,
                 },
+                Ok(()) = self.state.changed() => {
+                    let state = self.state.borrow_and_update().clone();
+                    link.tell(&state, &mut told_state).await;
+                }
                 () = told(&mut self.stop), if last_call.is_none() => {
                     last_call = Some(Instant::now() + GRACE);
                 }
@@ -278,11 +297,39 @@ async fn told(stop: &mut watch::Receiver<bool>) {
     stop.wait_for(|stop| *stop).await.ok();
 }
 
-/// Tells when the connection stands, and when it is lost; then ends.
-async fn drive(mut events: EventLoop, signals: mpsc::Sender<Result<(), ConnectionError>>) {
+/// Where orders go.
+struct Inbox {
+    topic: String,
+    orders: mpsc::Sender<(String, Vec<u8>)>,
+}
+
+impl Inbox {
+    /// Takes in a message on `topic`. A retained one is an order of long ago, which the configuration
+    /// has replaced.
+    fn take(&self, topic: &str, payload: &[u8], retained: bool) {
+        let name = topic.strip_prefix(&self.topic).and_then(|rest| rest.strip_prefix('/'));
+        let Some(name) = name.and_then(|name| name.strip_suffix("/set")) else { return };
+        if retained {
+            tracing::warn!(topic, "retained order ignored, send it without retaining");
+        } else if self.orders.try_send((name.to_owned(), payload.to_owned())).is_err() {
+            tracing::warn!(topic, "too many orders, this one is ignored");
+        }
+    }
+}
+
+/// Tells when the connection stands, and when it is lost; then ends. Orders go to `inbox`.
+async fn drive(
+    mut events: EventLoop,
+    signals: mpsc::Sender<Result<(), ConnectionError>>,
+    inbox: Inbox,
+) {
     loop {
         match events.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(_))) => drop(signals.send(Ok(())).await),
+            Ok(Event::Incoming(Packet::Publish(message))) => {
+                let topic = String::from_utf8_lossy(&message.topic);
+                inbox.take(&topic, &message.payload, message.retain);
+            }
             Ok(_) => {}
             Err(error) => return drop(signals.send(Err(error)).await),
         }
@@ -311,10 +358,31 @@ impl Link {
     }
 
     async fn status(&self, status: &'static str) {
-        let topic = format!("{}/status", self.topic);
+        self.retain("status", status).await;
+    }
+
+    /// Tells what holds, but not again what `before` says was told.
+    async fn tell(&self, state: &State, before: &mut Option<State>) {
+        let told = before.as_ref().map(State::messages);
+        for (index, (name, word)) in state.messages().into_iter().enumerate() {
+            if told.as_ref().is_none_or(|told| told[index].1 != word) {
+                self.retain(name, &word).await;
+            }
+        }
+        *before = Some(state.clone());
+    }
+
+    /// Asks for orders.
+    async fn listen(&self) {
+        let topic = format!("{}/+/set", self.topic);
+        self.client.subscribe(topic, QoS::AtLeastOnce).await.ok();
+    }
+
+    async fn retain(&self, name: &str, payload: &str) {
+        let topic = format!("{}/{name}", self.topic);
         let options = PublishOptions::new(QoS::AtLeastOnce).retained();
         // A failure here is a lost connection, which the event loop reports.
-        self.client.publish(topic, status, options).await.ok();
+        self.client.publish(topic, payload.to_owned(), options).await.ok();
     }
 }
 

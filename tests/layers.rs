@@ -63,7 +63,7 @@ fn an_outside_crate_is_named_in_one_place() {
         ("image", "src/preprocess"),
         ("zune_jpeg", "src/preprocess"),
         ("notify", "src/watch"),
-        ("fastrand", "src/publish"),
+        ("fastrand", "src/publish src/simulate"),
         ("humantime", "src/event"),
         ("bytemuck", "src/model"),
         ("sha2", "src/manifest src/source"),
@@ -73,7 +73,8 @@ fn an_outside_crate_is_named_in_one_place() {
         ("tracing_subscriber", "src/logging"),
         ("sd_notify", "src/daemon"),
         ("tokio", "src/daemon src/publish src/demo"),
-        ("clap", "src/main"),
+        ("clap", "src/main src/commands/simulate"),
+        ("csv", "src/simulate"),
     ];
     for path in sources("src") {
         let code = code(&path);
@@ -93,12 +94,14 @@ fn an_outside_crate_is_named_in_one_place() {
 
 #[test]
 fn arrows_point_one_way() {
-    let layers: [&[&str]; 6] = [
-        &["manifest", "event"],
-        &["config", "preprocess", "watch", "logging"],
+    let layers: [&[&str]; 8] = [
+        &["manifest", "event", "select", "distribution", "svg"],
+        &["config", "preprocess", "watch", "logging", "simulate", "control"],
         &["source", "model"],
         &["pipeline"],
         &["publish", "measure"],
+        &["profile"],
+        &["lineup"],
         &["daemon"],
     ];
     let layer_of = |module: &str| layers.iter().position(|layer| layer.contains(&module));

@@ -115,6 +115,14 @@ impl Broker {
         }
     }
 
+    /// Publishes a message, as another program would.
+    pub fn publish(&self, topic: &str, payload: &str, more: &[&str]) {
+        let port = self.port.to_string();
+        let mut command = program("mosquitto_pub");
+        command.args(["-h", "127.0.0.1", "-p", &port, "-q", "1", "-t", topic, "-m", payload]);
+        assert!(start(command.args(more)).wait().unwrap().success());
+    }
+
     /// Everything that is published, from now on and across restarts of the broker.
     pub fn subscribe(&self) -> Subscriber {
         let port = self.port.to_string();
@@ -240,6 +248,13 @@ impl Daemon {
             models().display(),
         );
         fs::write(self.config(), text).unwrap();
+    }
+
+    /// Adds lines to section `[model]` of the configuration.
+    pub fn configure_model(&self, lines: &str) {
+        let text = fs::read_to_string(self.config()).unwrap();
+        fs::write(self.config(), text.replace("[model]\n", &format!("[model]\n{lines}\n")))
+            .unwrap();
     }
 
     pub fn incoming(&self) -> PathBuf {

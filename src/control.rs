@@ -1,0 +1,156 @@
+//! What may be asked of a running daemon over MQTT, and what it answers: plain words on retained
+//! topics. Nobody is asked whether it can be done.
+
+use std::time::Duration;
+
+use crate::event::milliseconds;
+
+/// A message on `TOPIC/<name>/set` that makes sense.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Order {
+    /// `variant`: `auto`, or the name of a variant that is to be fixed.
+    Variant(Chooser),
+    /// `budget`: milliseconds, 0 for none.
+    Budget(Option<Duration>),
+    /// `pause`: `ON` or `OFF`.
+    Pause(bool),
+}
+
+/// Who chooses the variant of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Chooser {
+    /// The selector.
+    Auto,
+    /// Nobody: it is always this one.
+    Fixed(String),
+}
+
+impl Chooser {
+    /// What it is called on the topic.
+    pub fn word(&self) -> &str {
+        match self {
+            Self::Auto => "auto",
+            Self::Fixed(name) => name,
+        }
+    }
+}
+
+/// What holds now: the retained messages on `variant`, `budget` and `pause`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// Who chooses.
+    pub variant: Chooser,
+    /// The latency budget, if there is one.
+    pub budget: Option<Duration>,
+    /// Whether photos wait.
+    pub paused: bool,
+}
+
+/// The longest payload that is looked at.
+const LONGEST: usize = 256;
+
+/// The largest budget, in milliseconds.
+const LARGEST: f64 = 3.6e6;
+
+impl Order {
+    /// The order that a message gives, `name` being the part of its topic before `/set`.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a sentence for whoever sent it.
+    pub fn parse(name: &str, payload: &[u8]) -> Result<Self, String> {
+        let wrong = |problem: &str| Err(format!("{name}/set: {problem}"));
+        let text = match std::str::from_utf8(payload) {
+            Ok(text) if text.len() <= LONGEST => text.trim(),
+            Ok(_) => return wrong("the message is too long"),
+            Err(_) => return wrong("the message is not UTF-8"),
+        };
+        match name {
+            "variant" => match text {
+                "" => wrong("names no variant"),
+                "auto" => Ok(Self::Variant(Chooser::Auto)),
+                text => Ok(Self::Variant(Chooser::Fixed(text.to_owned()))),
+            },
+            "budget" => match text.parse::<f64>() {
+                Ok(budget) if (0.0..=LARGEST).contains(&budget) => {
+                    let budget = Duration::from_secs_f64(budget / 1e3);
+                    Ok(Self::Budget((!budget.is_zero()).then_some(budget)))
+                }
+                Ok(_) => wrong(&format!("'{text}' must be from 0 to {LARGEST} ms")),
+                Err(_) => wrong(&format!("'{text}' is not a number of milliseconds")),
+            },
+            "pause" => match text.to_ascii_lowercase().as_str() {
+                "on" | "true" | "1" => Ok(Self::Pause(true)),
+                "off" | "false" | "0" => Ok(Self::Pause(false)),
+                _ => wrong(&format!("'{text}' is neither ON nor OFF")),
+            },
+            _ => Err(format!("'{name}/set' is nothing that can be set")),
+        }
+    }
+}
+
+impl State {
+    /// The retained messages: topic and payload.
+    pub fn messages(&self) -> [(&'static str, String); 3] {
+        let pause = if self.paused { "ON" } else { "OFF" };
+        [
+            ("variant", self.variant.word().to_owned()),
+            ("budget", self.budget.map_or(0.0, milliseconds).to_string()),
+            ("pause", pause.to_owned()),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_are_read_and_nonsense_is_refused() {
+        let fixed = |name: &str| Order::Variant(Chooser::Fixed(name.to_owned()));
+        let cases: [(&str, &[u8], Result<Order, &str>); 15] = [
+            ("variant", b"auto", Ok(Order::Variant(Chooser::Auto))),
+            ("variant", b" scaled\n", Ok(fixed("scaled"))),
+            ("variant", b"", Err("variant/set: names no variant")),
+            ("budget", b"400", Ok(Order::Budget(Some(Duration::from_millis(400))))),
+            ("budget", b"0.5", Ok(Order::Budget(Some(Duration::from_micros(500))))),
+            ("budget", b"0", Ok(Order::Budget(None))),
+            ("budget", b"-1", Err("budget/set: '-1' must be from 0 to 3600000 ms")),
+            ("budget", b"nan", Err("budget/set: 'nan' must be")),
+            ("budget", b"inf", Err("budget/set: 'inf' must be")),
+            ("budget", b"soon", Err("budget/set: 'soon' is not a number of milliseconds")),
+            ("budget", b"\xff", Err("budget/set: the message is not UTF-8")),
+            ("pause", b"ON", Ok(Order::Pause(true))),
+            ("pause", b"false", Ok(Order::Pause(false))),
+            ("pause", b"maybe", Err("pause/set: 'maybe' is neither ON nor OFF")),
+            ("colour", b"red", Err("'colour/set' is nothing that can be set")),
+        ];
+        for (name, payload, expected) in cases {
+            match (Order::parse(name, payload), expected) {
+                (Ok(order), Ok(expected)) => assert_eq!(order, expected),
+                (Err(error), Err(expected)) => assert!(error.starts_with(expected), "{error}"),
+                (found, expected) => panic!("{name} {payload:?}: {found:?}, not {expected:?}"),
+            }
+        }
+        assert!(Order::parse("variant", &[b'a'; 300]).unwrap_err().ends_with("too long"));
+    }
+
+    #[test]
+    fn what_holds_can_be_sent_back() {
+        let state = State {
+            variant: Chooser::Fixed("scaled".to_owned()),
+            budget: Some(Duration::from_millis(150)),
+            paused: true,
+        };
+        let orders = state.messages().map(|(name, word)| Order::parse(name, word.as_bytes()));
+        assert_eq!(
+            orders,
+            [
+                Ok(Order::Variant(state.variant.clone())),
+                Ok(Order::Budget(state.budget)),
+                Ok(Order::Pause(true)),
+            ]
+        );
+        let none = State { variant: Chooser::Auto, budget: None, paused: false };
+        assert_eq!(none.messages().map(|(_, word)| word), ["auto", "0", "OFF"]);
+    }
+}

@@ -1,0 +1,381 @@
+//! The variants that may run: which of them are in memory, and which one classifies the next frame.
+//!
+//! A frame never waits for a model, as long as one is in memory: the selector chooses among all
+//! candidates, and what it chooses is loaded beside the classification if need be, which goes on with
+//! the best of those that are there. It must not know where frames come from or who gives orders.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::control::{Chooser, State};
+use crate::manifest::{ModelSet, SetError};
+use crate::model::{Engine, Model, ModelError};
+use crate::profile::Cost;
+use crate::select::{Choice, Profile, Selector};
+
+/// A variant that `auto` has not chosen for this long is dropped from memory.
+const IDLE: Duration = Duration::from_secs(600);
+
+/// How long a model that cannot be loaded is left alone.
+const SPURNED: Duration = Duration::from_secs(60);
+
+/// Variants of one set, shared by the threads that classify, load and take orders.
+pub struct Lineup {
+    set: ModelSet,
+    engine: Engine,
+    memory_limit: Option<u64>,
+    inner: Mutex<Inner>,
+    /// Something changed that a thread may wait for.
+    changed: Condvar,
+}
+
+struct Inner {
+    state: State,
+    /// Index of the variant that runs if nobody chooses, or as long as nothing is profiled.
+    fixed: usize,
+    miss_rate: f64,
+    /// What is known of each variant of the set.
+    costs: Vec<Option<Cost>>,
+    /// The choice among `candidates`, as soon as there are any.
+    selector: Option<Selector>,
+    /// The selector's index to the set's.
+    candidates: Vec<usize>,
+    places: Vec<Place>,
+    /// The variant that should be loaded.
+    wanted: Option<usize>,
+    /// Whether the last frame could not be in time.
+    hopeless: bool,
+    stopping: bool,
+}
+
+/// A variant in memory, or the room for it.
+#[derive(Clone, Default)]
+struct Place {
+    model: Option<Arc<Model>>,
+    /// When it was last chosen, or could not be loaded.
+    since: Option<Instant>,
+}
+
+/// The model for a frame.
+pub struct Chosen {
+    /// What runs.
+    pub model: Arc<Model>,
+    /// The budget that holds for the frame.
+    pub budget: Option<Duration>,
+    index: usize,
+}
+
+impl std::borrow::Borrow<Model> for Chosen {
+    fn borrow(&self) -> &Model {
+        &self.model
+    }
+}
+
+impl Lineup {
+    /// A lineup of `set` in which `first` is in memory and fixed; `state` says who chooses.
+    ///
+    /// # Errors
+    /// [`SetError`] when `first` is no variant of the set.
+    pub fn new(
+        set: &ModelSet,
+        engine: &Engine,
+        first: Model,
+        state: State,
+        miss_rate: f64,
+        memory_limit: Option<u64>,
+    ) -> Result<Self, SetError> {
+        let count = set.manifest.variants.len();
+        let fixed = set.position(&first.name)?;
+        let mut places = vec![Place::default(); count];
+        places[fixed].model = Some(Arc::new(first));
+        let inner = Inner {
+            state,
+            fixed,
+            miss_rate,
+            costs: vec![None; count],
+            selector: None,
+            candidates: Vec::new(),
+            places,
+            wanted: None,
+            hopeless: false,
+            stopping: false,
+        };
+        let (set, engine) = (set.clone(), engine.clone());
+        Ok(Self { set, engine, memory_limit, inner: Mutex::new(inner), changed: Condvar::new() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What holds now.
+    pub fn state(&self) -> State {
+        self.lock().state.clone()
+    }
+
+    /// The model for a frame that has taken `spent` so far. Waits only if nothing is in memory, and
+    /// then for the variant that is being loaded.
+    pub fn choose(&self, spent: Duration) -> Chosen {
+        let mut inner = self.lock();
+        loop {
+            if let Some(index) = inner.pick(spent) {
+                let model = inner.places[index].model.clone().expect("what is picked is in memory");
+                inner.places[index].since = Some(Instant::now());
+                if inner.wanted.is_some() {
+                    self.changed.notify_all();
+                }
+                return Chosen { model, budget: inner.state.budget, index };
+            }
+            self.changed.notify_all();
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Learns how long what was chosen took from then on.
+    pub fn observe(&self, chosen: &Chosen, took: Duration) {
+        let mut inner = self.lock();
+        let candidate = inner.candidates.iter().position(|&index| index == chosen.index);
+        if let (Some(candidate), Some(selector)) = (candidate, &mut inner.selector) {
+            selector.observe(candidate, took);
+        }
+    }
+
+    /// Waits while frames are paused.
+    pub fn wait_while_paused(&self) {
+        let waits = |inner: &mut Inner| inner.state.paused;
+        drop(self.changed.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Ends [`keep_loaded`](Self::keep_loaded), when no more frames come.
+    pub fn stop(&self) {
+        self.lock().stopping = true;
+        self.changed.notify_all();
+    }
+
+    /// Pauses or goes on.
+    pub fn pause(&self, paused: bool) {
+        self.lock().state.paused = paused;
+        self.changed.notify_all();
+    }
+
+    /// Sets the budget of the frames to come.
+    pub fn set_budget(&self, budget: Option<Duration>) {
+        self.lock().state.budget = budget;
+    }
+
+    /// Sets the share of frames that may be late.
+    pub fn set_miss_rate(&self, miss_rate: f64) {
+        let mut inner = self.lock();
+        inner.miss_rate = miss_rate;
+        inner.select(&self.set, self.memory_limit);
+    }
+
+    /// Lets the selector choose from now on.
+    ///
+    /// # Errors
+    /// A sentence that says what is missing for it.
+    pub fn choose_automatically(&self) -> Result<(), String> {
+        evaluated(&self.set)?;
+        let mut inner = self.lock();
+        tracing::info!(before = inner.state.variant.word(), "the variant is chosen for each frame");
+        inner.state.variant = Chooser::Auto;
+        Ok(())
+    }
+
+    /// Loads the variant `name` and runs it from then on. Takes as long as loading takes, while
+    /// frames are classified as before.
+    ///
+    /// # Errors
+    /// [`ModelError`]; then nothing has changed.
+    pub fn fix(&self, name: &str) -> Result<(), ModelError> {
+        let index = self.set.position(name)?;
+        if self.lock().places[index].model.is_none() {
+            self.load(index)?;
+        }
+        let mut inner = self.lock();
+        tracing::info!(variant = name, before = inner.state.variant.word(), "variant switched");
+        inner.state.variant = Chooser::Fixed(name.to_owned());
+        inner.fixed = index;
+        // Nobody chooses the others any more.
+        for (other, place) in inner.places.iter_mut().enumerate() {
+            if other != index {
+                place.model = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether somebody must still time variants, and which.
+    pub fn untimed(&self) -> Vec<usize> {
+        let inner = self.lock();
+        (0..inner.costs.len()).filter(|&index| inner.costs[index].is_none()).collect()
+    }
+
+    /// Tells what a variant costs: it becomes a candidate.
+    pub fn learn(&self, index: usize, cost: Cost) {
+        let mut inner = self.lock();
+        inner.costs[index] = Some(cost);
+        inner.select(&self.set, self.memory_limit);
+    }
+
+    /// Loads what is wanted and drops what is not used any more, until stopped.
+    pub fn keep_loaded(&self) {
+        let mut inner = self.lock();
+        while !inner.stopping {
+            if let Some(index) = inner.wanted.take() {
+                self.make_room(&mut inner, index);
+                drop(inner);
+                if let Err(error) = self.load(index) {
+                    let variant = &self.set.manifest.variants[index].name;
+                    tracing::error!(variant, %error, "cannot load a variant, going on without it");
+                    self.lock().places[index].since = Some(Instant::now());
+                }
+                inner = self.lock();
+                continue;
+            }
+            let woken = self.changed.wait_timeout(inner, IDLE / 10);
+            inner = woken.unwrap_or_else(PoisonError::into_inner).0;
+            self.drop_idle(&mut inner);
+            // What could not be loaded may be asked for again.
+            self.changed.notify_all();
+        }
+    }
+
+    /// Drops what the selector has not chosen for long, all but the latest.
+    fn drop_idle(&self, inner: &mut Inner) {
+        if inner.state.variant != Chooser::Auto || inner.selector.is_none() {
+            return;
+        }
+        let latest = inner.places.iter().filter_map(|place| place.since).max();
+        for (place, variant) in inner.places.iter_mut().zip(&self.set.manifest.variants) {
+            let idle = place.since.is_none_or(|since| since.elapsed() > IDLE);
+            if place.model.is_some() && idle && place.since != latest {
+                tracing::info!(variant = variant.name, "dropped from memory, it was not used");
+                *place = Place::default();
+            }
+        }
+    }
+
+    fn load(&self, index: usize) -> Result<(), ModelError> {
+        let variant = &self.set.manifest.variants[index];
+        let start = Instant::now();
+        let model = Model::load(&self.set, variant, &self.engine)?;
+        let load_ms = start.elapsed().as_millis() as u64;
+        tracing::info!(variant = variant.name, load_ms, "variant loaded");
+        let place = Place { model: Some(Arc::new(model)), since: Some(Instant::now()) };
+        self.lock().places[index] = place;
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Drops variants, the longest unused first, until `index` fits into the memory limit; the one in
+    /// use too, if need be.
+    fn make_room(&self, inner: &mut Inner, index: usize) {
+        let Some(limit) = self.memory_limit else { return };
+        let cost = |inner: &Inner, index: usize| inner.costs[index].map_or(0, |cost| cost.rss_mb);
+        let peak = inner.costs[index].map_or(0, |cost| cost.peak_rss_mb);
+        loop {
+            let held = (0..inner.places.len()).filter(|&at| inner.places[at].model.is_some());
+            let held: Vec<usize> = held.collect();
+            let sum: u64 = held.iter().map(|&at| cost(inner, at)).sum();
+            let Some(&oldest) = held.iter().min_by_key(|&&at| inner.places[at].since) else {
+                return;
+            };
+            if sum + peak <= limit {
+                return;
+            }
+            inner.places[oldest].model = None;
+        }
+    }
+}
+
+impl Inner {
+    /// The variant for a frame, of those in memory; asks for a better one if that is not there.
+    fn pick(&mut self, spent: Duration) -> Option<usize> {
+        let Some(selector) = self.selector.as_ref().filter(|_| self.state.variant == Chooser::Auto)
+        else {
+            let present = self.places[self.fixed].model.is_some();
+            self.wanted = (!present).then_some(self.fixed);
+            return present.then_some(self.fixed);
+        };
+        let left = match self.state.budget {
+            Some(budget) => budget.saturating_sub(spent),
+            None => Duration::MAX,
+        };
+        let spurned = |place: &Place| {
+            place.model.is_none() && place.since.is_some_and(|since| since.elapsed() < SPURNED)
+        };
+        let able = |candidate: usize| !spurned(&self.places[self.candidates[candidate]]);
+        let best = selector.pick(left, able)?;
+        let present = |candidate: usize| self.places[self.candidates[candidate]].model.is_some();
+        let choice = if present(best.variant) {
+            Some(best)
+        } else {
+            self.wanted = Some(self.candidates[best.variant]);
+            selector.pick(left, present)
+        };
+        let index = match choice {
+            Some(choice) => Some(self.candidates[choice.variant]),
+            // What is in memory is not profiled.
+            None => (0..self.places.len()).find(|&index| self.places[index].model.is_some()),
+        };
+        self.tell(best);
+        index
+    }
+
+    /// Says once when no variant keeps the budget any more, and once when one does again.
+    fn tell(&mut self, best: Choice) {
+        let hopeless = best.in_time < 0.5;
+        if hopeless == self.hopeless {
+            return;
+        }
+        self.hopeless = hopeless;
+        let expected_ms = best.expected.as_millis() as u64;
+        match hopeless {
+            true => {
+                tracing::warn!(expected_ms, "no variant keeps the budget, the fastest one runs")
+            }
+            false => tracing::info!(expected_ms, "the budget can be kept again"),
+        }
+    }
+
+    /// Makes the selector anew, among what is profiled, has an accuracy and fits into memory.
+    fn select(&mut self, set: &ModelSet, memory_limit: Option<u64>) {
+        let mut profiles = Vec::new();
+        self.candidates.clear();
+        for (index, variant) in set.manifest.variants.iter().enumerate() {
+            let (Some(cost), Some(accuracy)) = (self.costs[index], variant.accuracy()) else {
+                continue;
+            };
+            if memory_limit.is_some_and(|limit| cost.peak_rss_mb > limit) {
+                tracing::info!(
+                    variant = variant.name,
+                    peak_rss_mb = cost.peak_rss_mb,
+                    "does not fit into model.memory_limit"
+                );
+                continue;
+            }
+            let time = |milliseconds: f64| Duration::from_secs_f64(milliseconds / 1e3);
+            let (compute, memory) = (time(cost.compute_ms), time(cost.memory_ms));
+            profiles.push(Profile { compute, memory, accuracy });
+            self.candidates.push(index);
+        }
+        self.selector = (!profiles.is_empty()).then(|| Selector::new(&profiles, self.miss_rate));
+    }
+}
+
+/// Whether a set has what choosing among its variants needs.
+///
+/// # Errors
+/// A sentence that says what to do.
+pub fn evaluated(set: &ModelSet) -> Result<(), String> {
+    match set.manifest.variants.iter().find(|variant| variant.accuracy().is_none()) {
+        None => Ok(()),
+        Some(variant) => Err(format!(
+            "needs the accuracy of variant '{}', which is not in the manifest; run \
+             vggd-models evaluate {} --photos DIR",
+            variant.name,
+            set.directory.display()
+        )),
+    }
+}

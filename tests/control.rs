@@ -1,0 +1,171 @@
+//! The variant, the budget and pauses, ordered over MQTT, and a variant chosen for each frame.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+
+use common::{Broker, Daemon, Subscriber, jpeg, models, run, until};
+use tempfile::TempDir;
+
+/// A copy of the tiny set in which each variant has an accuracy, the first one the best.
+fn evaluated() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("set");
+    fs::create_dir(&path).unwrap();
+    for entry in fs::read_dir(models()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), path.join(entry.file_name())).unwrap();
+    }
+    let manifest = path.join("manifest.toml");
+    let mut manifest_toml: toml::Table =
+        toml::from_str(&fs::read_to_string(&manifest).unwrap()).unwrap();
+    for (index, variant) in manifest_toml["variant"].as_array_mut().unwrap().iter_mut().enumerate()
+    {
+        let top1 = toml::Value::Float(0.9 - 0.1 * index as f64);
+        variant.as_table_mut().unwrap().insert("top1".to_owned(), top1);
+    }
+    fs::write(manifest, toml::to_string(&manifest_toml).unwrap()).unwrap();
+    (folder, path)
+}
+
+/// A daemon with an evaluated set that chooses variants itself.
+fn automatic(broker: &Broker, set: &std::path::Path) -> Daemon {
+    let daemon = Daemon::new(broker);
+    let text = fs::read_to_string(daemon.config()).unwrap();
+    let text = text.replace(&models().display().to_string(), &set.display().to_string());
+    fs::write(daemon.config(), text).unwrap();
+    daemon.configure_model("policy = 'auto'\nprofile = 'profile.json'\nprofile_when = 'start'");
+    daemon
+}
+
+/// Drops photos until one is classified by `variant`; what was classified before by others.
+fn until_by(daemon: &Daemon, witness: &Subscriber, count: &mut u32, variant: &str) -> u32 {
+    let mut before = 0;
+    until(&format!("a prediction by {variant}"), || {
+        *count += 1;
+        daemon.drop_photo(&format!("{count}.jpg"), &jpeg(*count));
+        let found = witness.next("prediction").json()["variant"] == variant;
+        before += u32::from(!found);
+        found
+    });
+    before
+}
+
+#[test]
+fn a_lower_budget_brings_a_faster_variant_and_a_higher_one_the_accurate_one() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let (_folder, set) = evaluated();
+    let mut daemon = automatic(&broker, &set);
+    daemon.start();
+    assert_eq!(witness.next("variant").payload, "auto");
+    assert_eq!(witness.next("budget").payload, "0");
+    let mut count = 0;
+    until_by(&daemon, &witness, &mut count, "baseline");
+
+    // Nothing fits, so the fastest runs, which has half the pixels.
+    broker.publish("vggd/test/budget/set", "0.001", &[]);
+    let budget = witness.next("budget");
+    assert_eq!(budget.payload, "0.001");
+    until_by(&daemon, &witness, &mut count, "scaled");
+    daemon.drop_photo("late.jpg", &jpeg(99));
+    let late = witness.next("prediction").json();
+    assert_eq!((&late["in_time"], &late["budget_ms"]), (&false.into(), &0.001.into()));
+    assert_eq!(late["variant"], "scaled");
+
+    broker.publish("vggd/test/budget/set", "60000", &[]);
+    assert_eq!(witness.next("budget").payload, "60000");
+    let before = until_by(&daemon, &witness, &mut count, "baseline");
+    assert!(before <= 1, "{before} frames by another variant than the accurate one");
+    assert_eq!(daemon.log().matches("no variant keeps the budget").count(), 1);
+
+    // The profile is kept.
+    let timed = |daemon: &Daemon| daemon.log().matches("variant timed").count();
+    assert_eq!(timed(&daemon), 3);
+    assert!(daemon.end("TERM").success());
+    daemon.start();
+    until_by(&daemon, &witness, &mut count, "baseline");
+    assert_eq!(timed(&daemon), 3);
+}
+
+#[test]
+fn a_variant_is_ordered_and_the_configuration_wins_after_a_restart() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = Daemon::started(&broker);
+    assert_eq!(witness.next("variant").payload, "baseline");
+    let mut count = 0;
+    until_by(&daemon, &witness, &mut count, "baseline");
+    broker.publish("vggd/test/variant/set", "scaled", &[]);
+    assert_eq!(witness.next("variant").payload, "scaled");
+    assert_eq!(until_by(&daemon, &witness, &mut count, "scaled"), 0);
+
+    let refused = [
+        ("variant", "nonesuch", "no variant 'nonesuch'"),
+        ("variant", "auto", "run vggd-models evaluate"),
+        ("variant", "", "names no variant"),
+        ("budget", "soon", "'soon' is not a number"),
+        ("budget", "-3", "must be from 0"),
+        ("pause", "perhaps", "neither ON nor OFF"),
+        ("lights", "ON", "nothing that can be set"),
+    ];
+    for (name, payload, expected) in refused {
+        broker.publish(&format!("vggd/test/{name}/set"), payload, &[]);
+        let error = witness.next("error").json();
+        assert_eq!(error["kind"], "order");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(expected), "{message}");
+    }
+    assert_eq!(until_by(&daemon, &witness, &mut count, "scaled"), 0);
+
+    assert!(daemon.end("TERM").success());
+    // An order that was left behind does not speak again.
+    broker.publish("vggd/test/variant/set", "quantized", &["-r"]);
+    daemon.start();
+    assert_eq!(witness.next("variant").payload, "baseline");
+    assert_eq!(until_by(&daemon, &witness, &mut count, "baseline"), 0);
+    until("the order is seen", || daemon.log().contains("retained order ignored"));
+    assert_eq!(until_by(&daemon, &witness, &mut count, "baseline"), 0);
+}
+
+#[test]
+fn photos_wait_during_a_pause() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = Daemon::started(&broker);
+    assert_eq!(witness.next("pause").payload, "OFF");
+    broker.publish("vggd/test/pause/set", "ON", &[]);
+    assert_eq!(witness.next("pause").payload, "ON");
+    for number in 0..4 {
+        daemon.drop_photo(&format!("{number}.jpg"), &jpeg(number));
+    }
+    // Orders are carried out one after the other: when this one was, the pause has been for a while.
+    broker.publish("vggd/test/budget/set", "5", &[]);
+    assert_eq!(witness.next_of(&["budget", "prediction"]).payload, "5");
+    broker.publish("vggd/test/pause/set", "off", &[]);
+    assert_eq!(witness.next_of(&["pause", "prediction"]).payload, "OFF");
+    assert_eq!(witness.predictions(4).len(), 4);
+
+    // A pause does not hold up a stop.
+    broker.publish("vggd/test/pause/set", "ON", &[]);
+    assert_eq!(witness.next("pause").payload, "ON");
+    daemon.drop_photo("last.jpg", &jpeg(9));
+    assert!(daemon.end("TERM").success());
+    assert_eq!(daemon.list(""), ["last.jpg"]);
+}
+
+#[test]
+fn automatic_without_accuracy_is_refused_with_the_command_that_helps() {
+    let broker = Broker::absent();
+    let daemon = Daemon::new(&broker);
+    daemon.configure_model("policy = 'auto'");
+    let config = daemon.config().display().to_string();
+    for command in ["check", "run"] {
+        let output = run(&[command, "--config", &config]);
+        assert_eq!(output.status.code(), Some(78), "{command}");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains("model.policy = 'auto'"), "{error}");
+        assert!(error.contains("vggd-models evaluate"), "{error}");
+    }
+}
