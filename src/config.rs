@@ -119,6 +119,7 @@ pub struct Mqtt {
     username: String,
     password_file: PathBuf,
     keep_alive_s: u16,
+    stats_s: u64,
 }
 
 /// Section `[log]`.
@@ -195,6 +196,11 @@ impl Mqtt {
             "" => self.topic().replace('/', "-"),
             id => id.to_owned(),
         }
+    }
+
+    /// Time from one message on `stats` to the next, if there are any.
+    pub fn stats(&self) -> Option<Duration> {
+        (self.stats_s > 0).then(|| Duration::from_secs(self.stats_s))
     }
 
     /// Longest silence towards the broker.
@@ -394,7 +400,9 @@ impl Config {
         let file = mqtt.password_file.display();
         check(!orphan, "mqtt.password_file", &file, "needs mqtt.username")?;
         let keep_alive = mqtt.keep_alive_s;
-        check(keep_alive >= 5, "mqtt.keep_alive_s", &keep_alive, "must be at least 5")
+        check(keep_alive >= 5, "mqtt.keep_alive_s", &keep_alive, "must be at least 5")?;
+        let stats = mqtt.stats_s;
+        check(stats <= 86_400, "mqtt.stats_s", &stats, "must be at most 86400")
     }
 }
 

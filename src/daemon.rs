@@ -8,9 +8,9 @@
 
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -24,12 +24,15 @@ use crate::control::{Chooser, Order, State};
 use crate::event::{self, Failure, Prediction};
 use crate::lineup::{self, Lineup};
 use crate::manifest::{ModelSet, Variant};
+use crate::measure;
 use crate::model::{Engine, Model, ModelError};
 use crate::pipeline::{ClassifyError, Pipeline};
 use crate::profile::Profiles;
 use crate::publish::{Publisher, Report};
 use crate::source::Frame;
 use crate::source::directory::Directory;
+use crate::stats::{self, Stats};
+use crate::thermal::Thermal;
 use crate::watch::{self, Change, Watch};
 
 /// Reports that may wait for the publisher.
@@ -143,6 +146,7 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
         lineup: Arc::new(lineup),
         directory: Arc::new(directory),
         config,
+        stats: Arc::default(),
         profiling: false,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -160,6 +164,7 @@ struct Daemon {
     pipeline: Pipeline,
     lineup: Arc<Lineup>,
     directory: Arc<Directory>,
+    stats: Arc<Mutex<Stats>>,
     /// Whether variants are being timed, or were.
     profiling: bool,
 }
@@ -197,6 +202,7 @@ impl Daemon {
             pipeline: self.pipeline.clone(),
             lineup: self.lineup.clone(),
             directory: self.directory.clone(),
+            stats: self.stats.clone(),
             stopping: stopping.clone(),
         };
         let sender = reports.clone();
@@ -251,8 +257,16 @@ impl Daemon {
         states: flag::Sender<State>,
         reports: mpsc::Sender<Report>,
     ) {
+        let period = self.config.mqtt.stats();
+        let mut next = tokio::time::Instant::now() + period.unwrap_or_default();
         loop {
             let result = tokio::select! {
+                () = tokio::time::sleep_until(next), if period.is_some() => {
+                    next += period.unwrap_or_default();
+                    // Without a broker there is nobody to tell.
+                    reports.try_send(Report::Stats(Box::new(self.stats()))).ok();
+                    continue;
+                }
                 trigger = triggered.recv() => {
                     if trigger.is_none() {
                         return;
@@ -282,6 +296,21 @@ impl Daemon {
             tracing::error!(error = message, "change refused, going on as before");
             // Without a broker the channel is full and the log has to do.
             reports.try_send(Report::Notice(failure(kind, None, message))).ok();
+        }
+    }
+
+    /// What happened since the last time, and how the machine fares.
+    fn stats(&self) -> stats::Message {
+        let thermal = Thermal::now();
+        if let Some(throttled) = thermal.throttled.filter(|throttled| throttled.any()) {
+            tracing::warn!(?throttled, "the board is held back");
+        }
+        stats::Message {
+            at: event::timestamp(SystemTime::now()),
+            summary: self.stats.lock().unwrap_or_else(PoisonError::into_inner).take(),
+            slowdown: self.lineup.slowdown(),
+            rss_mb: measure::memory("VmRSS:").ok(),
+            thermal,
         }
     }
 
@@ -402,10 +431,15 @@ struct Classify {
     pipeline: Pipeline,
     lineup: Arc<Lineup>,
     directory: Arc<Directory>,
+    stats: Arc<Mutex<Stats>>,
     stopping: Arc<AtomicBool>,
 }
 
 impl Classify {
+    fn stats(&self) -> MutexGuard<'_, Stats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Classifies frame after frame. A photo that cannot be classified is put aside; a model that
     /// cannot classify ends it.
     fn run(&self, frames: &Receiver<Frame>, reports: &mpsc::Sender<Report>) -> Result<()> {
@@ -422,6 +456,8 @@ impl Classify {
                     self.lineup.observe(&chosen, answer.after_decoding());
                     sequence += 1;
                     let (model, budget) = (&chosen.model, chosen.budget);
+                    let in_time = budget.map(|budget| answer.age() <= budget);
+                    self.stats().count(&model.name, answer.age(), in_time);
                     let prediction = Prediction {
                         schema: event::SCHEMA,
                         id: frame.id.clone(),
@@ -432,7 +468,7 @@ impl Classify {
                         variant: model.name.clone(),
                         timings_ms: answer.timings(wait),
                         budget_ms: budget.map(event::milliseconds),
-                        in_time: budget.map(|budget| answer.age() <= budget),
+                        in_time,
                         replayed: false,
                         top: answer.top,
                     };
@@ -458,6 +494,7 @@ impl Classify {
                     return Err(error.into());
                 }
                 Err(error) => {
+                    self.stats().reject();
                     tracing::warn!(file = frame.name, %error, "photo rejected");
                     let failure = failure("photo", Some(frame.name.clone()), error.to_string());
                     Report::Rejected(frame, failure)

@@ -16,9 +16,11 @@
 //! variants, [`simulate`] shows what choosing does without any model, and [`watch`] tells the source
 //! and the daemon what happens in a folder.
 //!
+//! [`stats`] sums up how frames fared, and [`thermal`] how hot it got.
+//!
 //! Arrows point one way: values and decisions (`manifest`, `event`, `select`, `distribution`, `svg`),
-//! then one outside thing each (`config`, `preprocess`, `watch`, `logging`, `control`, `simulate`), then
-//! what is built on these (`source`, `model`), then `pipeline`, then `publish` and `measure`, then
+//! then one outside thing each (`config`, `preprocess`, `watch`, `logging`, `control`, `simulate`,
+//! `thermal`), then what is built on these (`source`, `model`, `stats`), then `pipeline`, then `publish` and `measure`, then
 //! `profile`, `lineup` and last `daemon`. The binary adds the commands; one of them is `demo`, which
 //! runs the daemon beside a small broker and a subscriber.
 
@@ -41,6 +43,8 @@ pub mod select;
 
 pub mod control;
 pub mod publish;
+pub mod stats;
+pub mod thermal;
 
 pub mod daemon;
 pub mod logging;

@@ -140,6 +140,13 @@ impl Lineup {
         }
     }
 
+    /// How many times slower than undisturbed computing and memory are, while the selector chooses.
+    pub fn slowdown(&self) -> Option<[f64; 2]> {
+        let inner = self.lock();
+        let selector = inner.selector.as_ref().filter(|_| inner.state.variant == Chooser::Auto)?;
+        Some(selector.slowdown())
+    }
+
     /// Waits while frames are paused.
     pub fn wait_while_paused(&self) {
         let waits = |inner: &mut Inner| inner.state.paused;

@@ -157,7 +157,10 @@ fn noise(length: usize) -> Vec<f32> {
 }
 
 /// A line of this process's memory figures, in MiB.
-fn memory(name: &str) -> Result<u64> {
+///
+/// # Errors
+/// When the system does not tell.
+pub fn memory(name: &str) -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());

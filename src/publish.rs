@@ -27,6 +27,7 @@ use crate::control::State;
 use crate::event::{Failure, Prediction};
 use crate::source::Frame;
 use crate::source::directory::Directory;
+use crate::stats;
 
 /// Reports that may be on their way to the broker at once.
 const UNACKNOWLEDGED: usize = 16;
@@ -53,6 +54,8 @@ pub enum Report {
     Rejected(Frame, Failure),
     /// Something else went wrong.
     Notice(Failure),
+    /// How things are.
+    Stats(Box<stats::Message>),
 }
 
 impl Report {
@@ -63,6 +66,7 @@ impl Report {
         match self {
             Self::Predicted(_, prediction) => ("prediction", json(prediction)),
             Self::Rejected(_, failure) | Self::Notice(failure) => ("error", json(failure)),
+            Self::Stats(message) => ("stats", json(message)),
         }
     }
 
@@ -76,7 +80,7 @@ impl Report {
         let (frame, moved) = match self {
             Self::Predicted(frame, _) => (frame, directory.finish(frame)),
             Self::Rejected(frame, failure) => (frame, directory.reject(frame, &failure.message)),
-            Self::Notice(_) => return,
+            Self::Notice(_) | Self::Stats(_) => return,
         };
         if let Err(error) = moved {
             tracing::error!(file = frame.name, %error, "cannot move or remove photo");

@@ -475,6 +475,32 @@ fn a_photo_that_cannot_be_moved_is_told_once() {
 }
 
 #[test]
+fn stats_sum_up_what_happened() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = Daemon::new(&broker);
+    let text = fs::read_to_string(daemon.config()).unwrap();
+    fs::write(daemon.config(), text.replace("[mqtt]\n", "[mqtt]\nstats_s = 1\n")).unwrap();
+    daemon.start();
+    for number in 0..5 {
+        daemon.drop_photo(&format!("{number}.jpg"), &jpeg(number));
+    }
+    daemon.drop_photo("bad.jpg", b"no photo");
+    let (mut frames, mut rejected) = (0, 0);
+    until("all frames are in the stats", || {
+        let stats = witness.next("stats").json();
+        assert_eq!((&stats["schema"], &stats["misses"]), (&1.into(), &0.into()));
+        assert!(stats["rss_mb"].as_u64().unwrap() > 0);
+        let new = stats["frames"].as_u64().unwrap();
+        assert_eq!(stats["p50_ms"].is_number(), new > 0, "{stats}");
+        assert_eq!(stats["by_variant"]["baseline"].as_u64().unwrap_or(0), new);
+        frames += new;
+        rejected += stats["rejected"].as_u64().unwrap();
+        (frames, rejected) == (5, 1)
+    });
+}
+
+#[test]
 fn a_photo_with_an_odd_date_is_classified_too() {
     let broker = Broker::running();
     let witness = broker.subscribe();

@@ -96,8 +96,8 @@ fn an_outside_crate_is_named_in_one_place() {
 fn arrows_point_one_way() {
     let layers: [&[&str]; 8] = [
         &["manifest", "event", "select", "distribution", "svg"],
-        &["config", "preprocess", "watch", "logging", "simulate", "control"],
-        &["source", "model"],
+        &["config", "preprocess", "watch", "logging", "simulate", "control", "thermal"],
+        &["source", "model", "stats"],
         &["pipeline"],
         &["publish", "measure"],
         &["profile"],

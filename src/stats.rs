@@ -1,0 +1,135 @@
+//! What happened to the frames, and how the machine fares: the messages on `stats`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::distribution::Distribution;
+use crate::event::{SCHEMA, milliseconds};
+use crate::thermal::Thermal;
+
+/// Counts since the last summary.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    totals: Vec<Duration>,
+    misses: u64,
+    rejected: u64,
+    switches: u64,
+    by_variant: BTreeMap<String, u64>,
+    last: Option<String>,
+}
+
+/// Message on `stats`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Message {
+    /// When, RFC 3339, UTC.
+    pub at: String,
+    /// What happened since the message before.
+    #[serde(flatten)]
+    pub summary: Summary,
+    /// How many times slower than undisturbed computing and memory are, if the variant is chosen for
+    /// each frame.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slowdown: Option<[f64; 2]>,
+    /// Resident memory of the daemon, in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rss_mb: Option<u64>,
+    /// How hot it is.
+    #[serde(flatten)]
+    pub thermal: Thermal,
+}
+
+/// What happened to the frames.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Frames that were classified.
+    pub frames: u64,
+    /// Frames that could not be.
+    pub rejected: u64,
+    /// Median time from being taken off the queue to the prediction; nothing without frames.
+    pub p50_ms: Option<f64>,
+    /// 95th percentile (nearest rank).
+    pub p95_ms: Option<f64>,
+    /// 99th percentile (nearest rank).
+    pub p99_ms: Option<f64>,
+    /// Predictions that were not in time.
+    pub misses: u64,
+    /// Their share; nothing without frames.
+    pub miss_rate: Option<f64>,
+    /// How often the variant changed from one frame to the next.
+    pub switches: u64,
+    /// How many frames each variant classified.
+    pub by_variant: BTreeMap<String, u64>,
+}
+
+/// The most latencies that percentiles are taken of; of more, the first ones count.
+const MOST: usize = 100_000;
+
+impl Stats {
+    /// A frame was classified.
+    pub fn count(&mut self, variant: &str, total: Duration, in_time: Option<bool>) {
+        if self.totals.len() < MOST {
+            self.totals.push(total);
+        }
+        self.misses += u64::from(in_time == Some(false));
+        self.switches += u64::from(self.last.as_ref().is_some_and(|last| last != variant));
+        *self.by_variant.entry(variant.to_owned()).or_default() += 1;
+        self.last = Some(variant.to_owned());
+    }
+
+    /// A frame could not be classified.
+    pub fn reject(&mut self) {
+        self.rejected += 1;
+    }
+
+    /// The summary so far; from here on everything is counted anew.
+    pub fn take(&mut self) -> Summary {
+        let last = self.last.clone();
+        let Self { totals, misses, rejected, switches, by_variant, .. } =
+            std::mem::replace(self, Self { last, ..Self::default() });
+        let frames: u64 = by_variant.values().sum();
+        let times = (!totals.is_empty()).then(|| Distribution::of(totals));
+        let ms = |of: fn(&Distribution) -> Duration| times.as_ref().map(|t| milliseconds(of(t)));
+        Summary {
+            schema: SCHEMA,
+            frames,
+            rejected,
+            p50_ms: ms(|times| times.median),
+            p95_ms: ms(|times| times.p95),
+            p99_ms: ms(|times| times.p99),
+            misses,
+            miss_rate: (frames > 0).then(|| misses as f64 / frames as f64),
+            switches,
+            by_variant,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_begin_anew_with_each_summary() {
+        let mut stats = Stats::default();
+        for (variant, ms, in_time) in
+            [("a", 10, Some(true)), ("b", 30, Some(false)), ("b", 20, None), ("a", 20, Some(true))]
+        {
+            stats.count(variant, Duration::from_millis(ms), in_time);
+        }
+        stats.reject();
+        let summary = stats.take();
+        assert_eq!((summary.frames, summary.rejected, summary.misses), (4, 1, 1));
+        assert_eq!((summary.switches, summary.p50_ms, summary.p99_ms), (2, Some(20.0), Some(30.0)));
+        assert_eq!(summary.miss_rate, Some(0.25));
+        assert_eq!(summary.by_variant["b"], 2);
+        stats.count("b", Duration::from_millis(1), None);
+        let next = stats.take();
+        assert_eq!((next.frames, next.switches, next.misses), (1, 1, 0));
+        let none = stats.take();
+        assert_eq!((none.frames, none.p50_ms, none.miss_rate), (0, None, None));
+    }
+}
