@@ -1,7 +1,9 @@
 //! The commands that run once, and what they print. With `--json`: JSON lines alone on stdout.
 
+mod bench;
 mod simulate;
 
+use std::fs;
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,7 +19,8 @@ use vggd::model::{Engine, Model};
 use vggd::pipeline::Pipeline;
 use vggd::source::directory::Directory;
 
-pub(crate) use simulate::{Simulation, simulate};
+pub(crate) use bench::{BenchFiles, bench};
+pub(crate) use simulate::{Simulation, budget, simulate};
 
 /// What `--json` says of a photo and a variant.
 #[derive(Serialize)]
@@ -91,7 +94,8 @@ pub(crate) fn classify(
 /// Runs every variant on one photo.
 pub(crate) fn compare(config: &Config, photo: &Path, runs: u32, json: bool) -> Result<()> {
     let set = daemon::model_set(config)?;
-    let measured = measure_all(set.names(), config, Some(photo.to_owned()), runs, |_| Ok(()))?;
+    let measured =
+        measure_all(set.names(), config, Some(photo.to_owned()), runs, false, |_| Ok(()))?;
     let baseline = measured[0].clone();
     let first = |m: &Measurement| m.answer.as_ref().map(|answer| answer.top[0].class);
     let mut columns = Vec::new();
@@ -150,44 +154,11 @@ pub(crate) fn compare(config: &Config, photo: &Path, runs: u32, json: bool) -> R
     Ok(())
 }
 
-/// Times variants.
-pub(crate) fn bench(
-    config: &Config,
-    variant: Option<String>,
-    photo: Option<PathBuf>,
-    runs: u32,
-    json: bool,
-) -> Result<()> {
-    let set = daemon::model_set(config)?;
-    let names = match variant {
-        Some(name) => vec![set.variant(&name).map(|variant| variant.name.clone())?],
-        None => set.names(),
-    };
-    let measured = measure_all(names, config, photo, runs, |measurement| match json {
-        true => print_json(&Measurement { answer: None, ..measurement.clone() }),
-        false => Ok(()),
-    })?;
-    if json {
-        return Ok(());
-    }
-    let titles = ["variant", "threads", "median", "min", "p95", "p99", "load", "peak memory"];
-    let mut rows = vec![titles.map(str::to_owned).to_vec()];
-    rows.extend(measured.iter().map(|m| {
-        let ms = |value: f64| format!("{value:.1} ms");
-        vec![
-            m.variant.clone(),
-            m.threads.to_string(),
-            ms(m.median_ms),
-            ms(m.min_ms),
-            ms(m.p95_ms),
-            ms(m.p99_ms),
-            ms(m.load_ms),
-            format!("{} MiB", m.peak_rss_mb),
-        ]
-    }));
-    println!("{runs} runs each, kernels: {}", measured[0].kernels);
-    print_table(&rows, &[1, 2, 3, 4, 5, 6, 7]);
-    Ok(())
+/// Writes a file whole.
+fn write(path: &Path, content: impl FnOnce(&mut Vec<u8>) -> Result<(), String>) -> Result<()> {
+    let mut bytes = Vec::new();
+    content(&mut bytes).map_err(anyhow::Error::msg)?;
+    fs::write(path, bytes).with_context(|| path.display().to_string())
 }
 
 /// Looks at everything that the configuration names, the broker and what the graphs mean excepted.
@@ -220,17 +191,17 @@ fn measure_all(
     config: &Config,
     photo: Option<PathBuf>,
     runs: u32,
-    mut each: impl FnMut(&Measurement) -> Result<()>,
+    each: bool,
+    mut done: impl FnMut(&Measurement) -> Result<()>,
 ) -> Result<Vec<Measurement>> {
     let mut measured = Vec::new();
     for (index, variant) in names.iter().enumerate() {
         progress(&format!("{variant} ({} of {})", index + 1, names.len()));
-        let measurement =
-            Job { config: config.clone(), variant: variant.clone(), runs, photo: photo.clone() }
-                .spawn();
+        let (config, variant, photo) = (config.clone(), variant.clone(), photo.clone());
+        let measurement = Job { config, variant, runs, photo, each }.spawn();
         progress("");
         let measurement = measurement?;
-        each(&measurement)?;
+        done(&measurement)?;
         measured.push(measurement);
     }
     Ok(measured)

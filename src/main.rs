@@ -94,6 +94,16 @@ process holds after the last run. Each variant runs in a process of its own.")]
         json: bool,
     },
     /// Time each variant of the set, in a process of its own
+    #[command(after_help = "\
+With --profile and --record, what was measured goes into files that simulate reads: the times of all
+variants, and how much slower than its fastest run each run of one variant was, in computing and in
+reading weights.
+
+Examples:
+  vggd bench --models DIR --runs 50
+  vggd bench --models DIR --profile profile.csv
+  vggd bench --models DIR --variant quantized --runs 1000 --record trace.csv
+  vggd simulate --trace trace.csv --profile profile.csv")]
     Bench {
         #[command(flatten)]
         set: Set,
@@ -105,6 +115,15 @@ process holds after the last run. Each variant runs in a process of its own.")]
         photo: Option<PathBuf>,
         #[command(flatten)]
         timing: Timing,
+        /// Write what each variant takes, as CSV; the set must have been evaluated
+        #[arg(long, value_name = "FILE", conflicts_with = "variant")]
+        profile: Option<PathBuf>,
+        /// Write how the machine slowed the variant down, run by run, as CSV
+        #[arg(long, value_name = "FILE", requires = "variant")]
+        record: Option<PathBuf>,
+        /// The budget in what is recorded; 0: none
+        #[arg(long, value_name = "MS", default_value_t = 0.0, requires = "record", value_parser = commands::budget)]
+        budget_ms: f64,
         /// One JSON object a variant on stdout
         #[arg(long)]
         json: bool,
@@ -138,6 +157,8 @@ Examples:
         variant: String,
         #[command(flatten)]
         timing: Timing,
+        #[arg(long)]
+        each: bool,
     },
 }
 
@@ -207,17 +228,19 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let config = set.load(timing.threads)?;
             commands::compare(&config, &photo, timing.runs.unwrap_or(5), json)?;
         }
-        Command::Bench { set, variant, photo, timing, json } => {
+        Command::Bench { set, variant, photo, timing, profile, record, budget_ms, json } => {
             let config = set.load(timing.threads)?;
-            commands::bench(&config, variant, photo, timing.runs.unwrap_or(20), json)?;
+            let runs = timing.runs.unwrap_or(20);
+            let files = commands::BenchFiles { profile, record, budget_ms };
+            commands::bench(&config, variant, photo, runs, &files, json)?;
         }
         Command::Simulate(simulation) => commands::simulate(&simulation)?,
         Command::Check { set } => commands::check(&set.load(None)?)?,
         Command::Defaults => print!("{}", config::DEFAULT),
-        Command::Measure { photo, set, variant, timing } => {
+        Command::Measure { photo, set, variant, timing, each } => {
             let config = set.load(timing.threads)?;
             let runs = timing.runs.unwrap_or(20);
-            commands::measure(&Job { config, variant, runs, photo })?;
+            commands::measure(&Job { config, variant, runs, photo, each })?;
         }
     }
     Ok(ExitCode::SUCCESS)

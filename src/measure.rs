@@ -27,6 +27,8 @@ pub struct Job {
     pub runs: u32,
     /// The photo to classify; noise without one.
     pub photo: Option<PathBuf>,
+    /// Whether each single run is reported.
+    pub each: bool,
 }
 
 /// One variant's figures. Times are in milliseconds, memory in MiB.
@@ -56,9 +58,23 @@ pub struct Measurement {
     pub rss_mb: u64,
     /// Largest resident memory of the process (VmHWM).
     pub peak_rss_mb: u64,
+    /// Each run, if that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub each: Vec<Run>,
     /// What it says of the photo, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<Answer>,
+}
+
+/// One inference.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Run {
+    /// When it began, after the first.
+    pub at_ms: f64,
+    /// How long it took.
+    pub total_ms: f64,
+    /// The part that was spent in layers that are bound by reading weights.
+    pub memory_ms: f64,
 }
 
 /// A photo's classes and the median timings of its runs.
@@ -82,6 +98,7 @@ impl Job {
         command.args(["--variant", &self.variant]);
         command.args(["--threads", &model.threads.to_string()]);
         command.args(["--runs", &self.runs.to_string()]);
+        command.args(self.each.then_some("--each"));
         command.args(self.photo.iter());
         command.args(file.iter().flat_map(|file| ["--config".as_ref(), file.as_os_str()]));
         let output = command.stderr(Stdio::inherit()).output()?;
@@ -119,11 +136,20 @@ impl Job {
         };
         let (first, _, logits) = time()?;
         time()?;
+        let begun = Instant::now();
         let spent = (0..self.runs)
-            .map(|_| time().map(|(all, reading, _)| (all, reading)))
+            .map(|_| {
+                let at = begun.elapsed();
+                time().map(|(all, reading, _)| (all, reading, at))
+            })
             .collect::<Result<Vec<_>>>()?;
-        let (_, reading) = spent.iter().min().expect("at least one run");
-        let inference = Distribution::of(spent.iter().map(|(all, _)| *all).collect());
+        let (_, reading, _) = spent.iter().min().expect("at least one run");
+        let inference = Distribution::of(spent.iter().map(|(all, ..)| *all).collect());
+        let each = spent.iter().filter(|_| self.each).map(|&(all, reading, at)| Run {
+            at_ms: milliseconds(at),
+            total_ms: milliseconds(all),
+            memory_ms: milliseconds(reading),
+        });
         let stages = [Duration::ZERO, prepared.decode, prepared.preprocess, inference.median];
         Ok(Measurement {
             variant: self.variant.clone(),
@@ -138,6 +164,7 @@ impl Job {
             runs: self.runs,
             rss_mb: memory("VmRSS:")?,
             peak_rss_mb: memory("VmHWM:")?,
+            each: each.collect(),
             answer: self
                 .photo
                 .is_some()

@@ -92,7 +92,13 @@ impl Profiles {
     /// When the variant cannot be run. A file that cannot be written is only logged.
     pub fn measure(&mut self, config: &Config, set: &ModelSet, variant: &Variant) -> Result<Cost> {
         let name = variant.name.clone();
-        let job = Job { config: config.clone(), variant: name.clone(), runs: RUNS, photo: None };
+        let job = Job {
+            config: config.clone(),
+            variant: name.clone(),
+            runs: RUNS,
+            photo: None,
+            each: false,
+        };
         let cost = Cost::from(&job.spawn()?);
         tracing::info!(
             variant = name,
@@ -118,9 +124,9 @@ impl Profiles {
 }
 
 impl From<&Measurement> for Cost {
+    /// The cost by the fastest run, which is the least disturbed one.
     fn from(measurement: &Measurement) -> Self {
         Self {
-            // The fastest run is the least disturbed one.
             compute_ms: (measurement.min_ms - measurement.memory_ms).max(0.0),
             memory_ms: measurement.memory_ms,
             rss_mb: measurement.rss_mb,

@@ -5,7 +5,7 @@
 mod picture;
 pub mod trace;
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -122,6 +122,22 @@ pub fn profile(from: impl Read) -> Result<Vec<Candidate>, String> {
         }
     }
     Ok(candidates)
+}
+
+/// Writes what [`profile`] reads.
+///
+/// # Errors
+/// What the system said.
+pub fn write_profile(to: impl Write, candidates: &[Candidate]) -> Result<(), String> {
+    write_rows(to, candidates)
+}
+
+fn write_rows<T: Serialize>(to: impl Write, rows: &[T]) -> Result<(), String> {
+    let mut writer = csv::Writer::from_writer(to);
+    for row in rows {
+        writer.serialize(row).map_err(|error| error.to_string())?;
+    }
+    writer.flush().map_err(|error| error.to_string())
 }
 
 /// The lines of a CSV file with a header; at least one.

@@ -85,6 +85,28 @@ fn compare_shows_every_variant_on_one_photo() {
 }
 
 #[test]
+fn bench_writes_what_simulate_reads() {
+    let (folder, set) = common::evaluated();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (set, profile, trace) = (set.display().to_string(), path("p.csv"), path("t.csv"));
+    let bench = ["bench", "--models", &set, "--threads", "1", "--json"];
+    let output = run(&[&bench[..], &["--runs", "2", "--profile", &profile]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let record = ["--variant", "scaled", "--runs", "7", "--record", &trace, "--budget-ms", "9"];
+    let output = run(&[&bench[..], &record].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = json_lines(&run(&["simulate", "--trace", &trace, "--profile", &profile, "--json"]));
+    assert_eq!((lines.len(), &lines[7]["frames"]), (8, &7.into()));
+    assert_eq!(lines[6]["budget_ms"], 9.0);
+
+    // A set without accuracies makes no profile.
+    let plain = models().display().to_string();
+    let output = run(&["bench", "--models", &plain, "--profile", &profile]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("vggd-models evaluate"));
+}
+
+#[test]
 fn bench_prints_the_words_of_a_comparison_with_others() {
     let set = models().to_str().unwrap();
     let output = run(&["bench", "--models", set, "--threads", "2", "--runs", "5", "--json"]);

@@ -3,31 +3,8 @@
 mod common;
 
 use std::fs;
-use std::path::PathBuf;
 
-use common::{Broker, Daemon, Subscriber, jpeg, models, run, until};
-use tempfile::TempDir;
-
-/// A copy of the tiny set in which each variant has an accuracy, the first one the best.
-fn evaluated() -> (TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("set");
-    fs::create_dir(&path).unwrap();
-    for entry in fs::read_dir(models()).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), path.join(entry.file_name())).unwrap();
-    }
-    let manifest = path.join("manifest.toml");
-    let mut manifest_toml: toml::Table =
-        toml::from_str(&fs::read_to_string(&manifest).unwrap()).unwrap();
-    for (index, variant) in manifest_toml["variant"].as_array_mut().unwrap().iter_mut().enumerate()
-    {
-        let top1 = toml::Value::Float(0.9 - 0.1 * index as f64);
-        variant.as_table_mut().unwrap().insert("top1".to_owned(), top1);
-    }
-    fs::write(manifest, toml::to_string(&manifest_toml).unwrap()).unwrap();
-    (folder, path)
-}
+use common::{Broker, Daemon, Subscriber, evaluated, jpeg, models, run, until};
 
 /// A daemon with an evaluated set that chooses variants itself.
 fn automatic(broker: &Broker, set: &std::path::Path) -> Daemon {

@@ -1,7 +1,7 @@
 //! `vggd simulate`: a trace, or every scenario, replayed through a policy.
 
 use std::fs::{self, File};
-use std::io::{BufReader, BufWriter, Write, stdout};
+use std::io::{BufReader, Write, stdout};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
@@ -10,7 +10,7 @@ use serde::Serialize;
 use vggd::simulate::trace::{self, Frame, Scenario};
 use vggd::simulate::{self, Candidate, Policy, Summary};
 
-use super::{print_json, print_table};
+use super::{print_json, print_table, write};
 
 /// What to replay, and what to show of it.
 #[derive(Args)]
@@ -50,7 +50,8 @@ pub(crate) struct Simulation {
     json: bool,
 }
 
-fn budget(text: &str) -> Result<f64, String> {
+/// A budget in milliseconds, as an argument.
+pub(crate) fn budget(text: &str) -> Result<f64, String> {
     let budget = text.parse().map_err(|_| "not a number of milliseconds")?;
     let sane = (0.0..=3.6e6).contains(&budget);
     if sane { Ok(budget) } else { Err("must be from 0 to 3600000".to_owned()) }
@@ -118,9 +119,7 @@ fn one(
     let (outcomes, summary) =
         simulate::replay(candidates, frames, policy, *miss_rate).map_err(anyhow::Error::msg)?;
     if let Some(path) = &simulation.write_trace {
-        let file = File::create(path).with_context(|| path.display().to_string())?;
-        trace::write(BufWriter::new(file), frames)
-            .map_err(|error| anyhow!("{}: {error}", path.display()))?;
+        write(path, |file| trace::write(file, frames))?;
     }
     if let Some(path) = &simulation.picture {
         let svg = simulate::draw(title, candidates, frames, &outcomes);

@@ -142,9 +142,5 @@ pub fn read(from: impl Read) -> Result<Vec<Frame>, String> {
 /// # Errors
 /// What the system said.
 pub fn write(to: impl Write, frames: &[Frame]) -> Result<(), String> {
-    let mut writer = csv::Writer::from_writer(to);
-    for frame in frames {
-        writer.serialize(frame).map_err(|error| error.to_string())?;
-    }
-    writer.flush().map_err(|error| error.to_string())
+    super::write_rows(to, frames)
 }
