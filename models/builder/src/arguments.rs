@@ -156,13 +156,14 @@ pub(crate) struct AddArguments {
 /// first. With --macs or --parameters filters go wherever it hurts least, by each layer's measured
 /// sensitivity, until that share of the multiply-accumulates or parameters is left. Either way every
 /// layer that reads fewer channels is refitted by least squares on the calibration photos. Layers
-/// keep a multiple of 16 filters, the last of 64. With --hidden units of the first two linear layers
-/// go instead of filters.
+/// keep a multiple of 16 filters, the last of 64. With --hidden the filters stay, and a classifier of
+/// fewer units is trained to answer as the whole one does.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   vggd-models prune models/vgg19 --photos photos
   vggd-models prune models/vgg19 --photos photos --macs 0.5 --name half
+  vggd-models prune models/vgg19 --photos photos --from half --hidden 128 512 --name narrow
 
 Exit codes: 0 the variant is in the set; 1 it is not, and the set is as it was; 2 wrong arguments.")]
 pub(crate) struct PruneArguments {
@@ -182,9 +183,9 @@ pub(crate) struct PruneArguments {
     #[arg(long, value_name = "SHARE", group = "target")]
     pub(crate) parameters: Option<f64>,
 
-    /// Units that stay in each hidden layer of the classifier: a multiple of 64
-    #[arg(long, value_name = "COUNT", group = "target")]
-    pub(crate) hidden: Option<usize>,
+    /// Units that stay in the two hidden layers of the classifier: multiples of 64
+    #[arg(long, value_names = ["FIRST", "SECOND"], num_args = 2, group = "target")]
+    pub(crate) hidden: Option<Vec<usize>>,
 }
 
 /// Train a changed network towards the answers of the one it was made from

@@ -1,12 +1,14 @@
-//! Progress for people, on stderr when that is a terminal; and Ctrl-C, which ends a step cleanly.
+//! Progress for people, on stderr: a bar on a terminal, else a line a minute; and Ctrl-C, which ends a
+//! step cleanly.
 //!
 //! The only user of crates indicatif and signal-hook.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use signal_hook::consts::TERM_SIGNALS;
 use signal_hook::flag;
 use vggd_models::progress::{Interrupted, Progress};
@@ -14,7 +16,12 @@ use vggd_models::progress::{Interrupted, Progress};
 pub(crate) struct Bar {
     bar: ProgressBar,
     stop: Arc<AtomicBool>,
+    /// When the last line was printed, where there is no terminal.
+    told: Option<Instant>,
 }
+
+/// From one line to the next.
+const PERIOD: Duration = Duration::from_secs(60);
 
 impl Bar {
     /// From here on the first SIGINT or SIGTERM asks the step to stop, the second ends the program.
@@ -24,7 +31,9 @@ impl Bar {
             flag::register_conditional_default(*signal, Arc::clone(&stop))?;
             flag::register(*signal, Arc::clone(&stop))?;
         }
-        Ok(Self { bar: ProgressBar::no_length(), stop })
+        let bar = ProgressBar::no_length();
+        let told = bar.is_hidden().then(Instant::now);
+        Ok(Self { bar, stop, told })
     }
 
     pub(crate) fn clear(&self) {
@@ -55,6 +64,12 @@ impl Progress for Bar {
 
     fn advance(&mut self, done: u64) -> Result<(), Interrupted> {
         self.bar.inc(done);
+        if self.told.is_some_and(|told| told.elapsed() > PERIOD) {
+            self.told = Some(Instant::now());
+            let share = 100 * self.bar.position() / self.bar.length().unwrap_or(0).max(1);
+            let left = HumanDuration(self.bar.eta());
+            eprintln!("{}: {share} %, {left} left", self.bar.message());
+        }
         if self.stop.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
     }
 }

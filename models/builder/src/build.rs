@@ -640,7 +640,9 @@ fn describe(step: &Step) -> String {
             Change::Prune(Target::Parameters(share)) => {
                 format!("filters pruned to {:.0} % of the parameters", 100.0 * share)
             }
-            Change::Prune(Target::Hidden(count)) => format!("{count} hidden units"),
+            Change::Prune(Target::Hidden([first, second])) => {
+                format!("{first} and {second} hidden units")
+            }
             Change::Finetune(minutes) => format!("fine-tuned for {minutes} minutes"),
         });
     }

@@ -74,6 +74,7 @@ pub(crate) fn import(arguments: ImportArguments) -> Result<()> {
 
 pub(crate) fn prune(arguments: PruneArguments) -> Result<()> {
     let PruneArguments { add: arguments, ratio, macs, parameters, hidden } = arguments;
+    let hidden = hidden.and_then(|units| units.try_into().ok());
     let prune = PlannedPruning { ratio, macs, parameters, hidden };
     add(arguments, "pruned", PlannedVariant { prune: Some(prune), ..PlannedVariant::default() })
 }
@@ -236,5 +237,5 @@ fn job(set: &ModelSet, variant: &str, threads: usize, runs: u32) -> Result<Job> 
     let mut config = Config::load(None)?;
     config.model.set.clone_from(&set.directory);
     config.model.threads = threads;
-    Ok(Job { config, variant: variant.to_owned(), runs, photo: None })
+    Ok(Job { config, variant: variant.to_owned(), runs, photo: None, each: false })
 }

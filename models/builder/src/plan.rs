@@ -78,8 +78,8 @@ pub struct PlannedPruning {
     pub macs: Option<f64>,
     /// Down to this share of the parameters.
     pub parameters: Option<f64>,
-    /// Down to so many units in each hidden layer of the classifier.
-    pub hidden: Option<usize>,
+    /// Down to so many units in the two hidden layers of the classifier.
+    pub hidden: Option<[usize; 2]>,
 }
 
 impl PlannedPruning {

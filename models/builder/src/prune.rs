@@ -58,8 +58,8 @@ pub enum Target {
     Macs(f64),
     /// Down to this share of the weights and biases, by taking filters wherever it hurts least.
     Parameters(f64),
-    /// Down to so many units in each hidden layer of the classifier.
-    Hidden(usize),
+    /// Down to so many units in the two hidden layers of the classifier.
+    Hidden([usize; 2]),
 }
 
 /// What to prune, and how.
@@ -129,9 +129,7 @@ pub fn prune<'a>(
         Target::Ratio(ratio) => {
             return correct(&smallest_norms(network, ratio, options.first), EFFORT, progress);
         }
-        Target::Hidden(count) => {
-            return hidden::narrow(&site, network, count, progress);
-        }
+        Target::Hidden(units) => return hidden::narrow(&site, network, units, progress),
         Target::Macs(share) => (share, Cost::Macs),
         Target::Parameters(share) => (share, Cost::Parameters),
     };
@@ -185,10 +183,12 @@ pub fn check(target: Target) -> Result<(), PruneError> {
         Target::Ratio(share) => ("ratio", share),
         Target::Macs(share) => ("share of MACs", share),
         Target::Parameters(share) => ("share of parameters", share),
-        Target::Hidden(count) if count > 0 && count.is_multiple_of(GROUP) => return Ok(()),
-        Target::Hidden(count) => {
-            let message = format!("{count} hidden units: must be a multiple of {GROUP}");
-            return Err(PruneError::Target(message));
+        Target::Hidden(units) => {
+            let wrong = units.iter().find(|&&count| count == 0 || !count.is_multiple_of(GROUP));
+            return wrong.map_or(Ok(()), |count| {
+                let message = format!("{count} hidden units: must be a multiple of {GROUP}");
+                Err(PruneError::Target(message))
+            });
         }
     };
     if share > 0.0 && share < 1.0 {
