@@ -41,4 +41,4 @@ mod reference;
 pub use direct::Direct3x3;
 pub use isa::Isa;
 pub use parallel::{Parallel, Sequential};
-pub use winograd::{Conv3x3, Fuse, Tile};
+pub use winograd::{Conv3x3, Fuse, Precision, Tile};
