@@ -58,7 +58,7 @@ fn main() {
     let start = Instant::now();
     let convolutions = LAYERS.map(|(i, o, side, _)| {
         let tile = Tile::choose(side, side);
-        Conv3x3::new(isa, precision, tile, o, i, &weights[..o * i * 9], &weights[..o])
+        Conv3x3::with_precision(isa, precision, tile, o, i, &weights[..o * i * 9], &weights[..o])
     });
     let packing = start.elapsed();
     let bytes: usize = convolutions.iter().map(Conv3x3::packed_bytes).sum();

@@ -110,14 +110,31 @@ pub struct Conv3x3 {
 }
 
 impl Conv3x3 {
-    /// Packs `weights` (`[out_channels, in_channels, 3, 3]`, OIHW) and `bias`
-    /// (`[out_channels]`) for `isa`, plain Rust if it has no kernels of this precision; takes
-    /// [`Conv3x3::packed_bytes`] of memory.
+    /// [`Conv3x3::with_precision`] in float32.
     ///
     /// # Panics
     ///
     /// If the lengths do not fit each other.
     pub fn new(
+        isa: Isa,
+        tile: Tile,
+        out_channels: usize,
+        in_channels: usize,
+        weights: &[f32],
+        bias: &[f32],
+    ) -> Conv3x3 {
+        let precision = Precision::Single;
+        Conv3x3::with_precision(isa, precision, tile, out_channels, in_channels, weights, bias)
+    }
+
+    /// Packs `weights` (`[out_channels, in_channels, 3, 3]`, OIHW) and `bias`
+    /// (`[out_channels]`) for `isa`; takes [`Conv3x3::packed_bytes`] of memory. Half
+    /// precision is computed in plain Rust unless [`Isa::has_half`].
+    ///
+    /// # Panics
+    ///
+    /// If the lengths do not fit each other.
+    pub fn with_precision(
         isa: Isa,
         precision: Precision,
         tile: Tile,

@@ -173,6 +173,17 @@ pub(super) unsafe fn product<V: Pairs, const P: usize, const T: usize>(job: &Pro
                     inputs = inputs.add(4);
                 }
             }
+            if end - first == job.in_blocks {
+                for vector in 0..P {
+                    let scale = V::load(job.weight_scales.add(vector * LANES));
+                    for (tile, sums) in sums.iter().enumerate() {
+                        let input_scale = V::splat(*job.input_scales.add(tile));
+                        let to = job.to.add(vector * job.stride + tile * LANES);
+                        V::of_sums(sums[vector]).mul(scale).mul(input_scale).store(to);
+                    }
+                }
+                return;
+            }
             if first > 0 {
                 for (tile, sums) in sums.iter().enumerate() {
                     for (vector, sum) in sums.iter().enumerate() {
