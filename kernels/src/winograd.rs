@@ -14,6 +14,10 @@
 //! | transformed inputs | `[36, C_in / 16, tiles, 16]` |
 //! | products | `[36, C_out / 16, tiles, 16]` |
 //!
+//! With [`Precision::Half`] transformed weights and inputs are int16, in pairs of input
+//! channels: an element is a pair, and there are half as many. How they are rounded, and why
+//! no sum overflows, is said in `half`.
+//!
 //! Output channels are the vector lanes, and transformed inputs are broadcast: no
 //! transposition anywhere.
 //!
@@ -315,9 +319,6 @@ const CACHED: usize = 288 << 10;
 /// then most of the traffic and each should be read once.
 const FEW_TILES: usize = 64;
 
-/// Tiles that are transformed before they are rounded, while they are in a near cache.
-const GROUP: usize = 4;
-
 /// How a run is cut into parts.
 struct Plan {
     tiles_wide: usize,
@@ -365,7 +366,7 @@ impl Plan {
         let input_stride = (conv.in_blocks() * batch * elements + scales)
             .next_multiple_of(CHANNEL_BLOCK)
             + CHANNEL_BLOCK;
-        let group = GROUP.min(batch);
+        let group = half::GROUP.min(batch);
         let single = if conv.kernels.round.is_some() { conv.in_blocks() * group } else { 0 };
         let product_stride =
             (chunk * conv.kernels.panel * batch).max(single * CHANNEL_BLOCK) + CHANNEL_BLOCK;

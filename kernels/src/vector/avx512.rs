@@ -161,7 +161,7 @@ impl Pairs for Avx512 {
     }
 }
 
-/// `_mm512_dpwssd_epi32`, which LLVM 21 takes apart into a multiplication and an addition,
+/// `_mm512_dpwssd_epi32`, which LLVM 22 takes apart into a multiplication and an addition,
 /// in order to shorten the chain of sums; that is two instructions for one.
 #[target_feature(enable = "avx512f,avx512vnni")]
 #[inline]

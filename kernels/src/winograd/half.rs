@@ -84,6 +84,9 @@ pub(super) fn round_weights(job: &mut RoundWeights) {
     }
 }
 
+/// Tiles that are transformed before they are rounded, while they are in a near cache.
+pub(super) const GROUP: usize = 16;
+
 /// The transformed inputs of some tiles.
 pub(super) struct RoundInputs {
     /// `[positions, from_stride]`, of which `[in_blocks, count, 16]` are read.
@@ -91,6 +94,7 @@ pub(super) struct RoundInputs {
     pub(super) from_stride: usize,
     pub(super) positions: usize,
     pub(super) in_blocks: usize,
+    /// At most [`GROUP`].
     pub(super) count: usize,
     /// `[positions, stride]`, of which `[in_blocks, batch, 8]` pairs, the first `count` of
     /// each `batch`, are written.
@@ -110,29 +114,32 @@ pub(super) struct RoundInputs {
 #[inline(always)]
 pub(super) unsafe fn round_inputs<V: Pairs>(job: &RoundInputs) {
     for position in 0..job.positions {
-        for tile in 0..job.count {
-            let from = job.from.wrapping_add(position * job.from_stride + tile * LANES);
-            let to = job.to.wrapping_add(position * job.stride + tile * PAIRS);
-            // SAFETY: the caller has the instruction set; these are one tile's inputs at
-            // one position.
-            unsafe {
-                let mut most = [V::zero(); 2];
+        let from = job.from.wrapping_add(position * job.from_stride);
+        let to = job.to.wrapping_add(position * job.stride);
+        let (mut scales, mut factors) = ([0.0; GROUP], [0.0; GROUP]);
+        // SAFETY: the caller has the instruction set; `from`, `to` and the scales are those
+        // of one position.
+        unsafe {
+            for (tile, most) in scales.iter_mut().enumerate().take(job.count) {
+                let mut both = [V::zero(); 2];
                 for block in 0..job.in_blocks {
-                    let inputs = V::load(from.add(block * job.count * LANES));
-                    most[block % 2] = most[block % 2].larger_magnitude(inputs);
+                    let inputs = V::load(from.add((block * job.count + tile) * LANES));
+                    both[block % 2] = both[block % 2].larger_magnitude(inputs);
                 }
-                let most = most[0].larger_magnitude(most[1]).largest();
-                let (scale, factor) = if most.is_finite() {
-                    let most = most.max(LEAST_INPUT);
-                    (most * (1.0 / MOST_INPUT), MOST_INPUT / most)
-                } else {
-                    (f32::NAN, 0.0)
-                };
-                *job.scales.add(position * job.stride + tile) = scale;
-                let factor = V::splat(factor);
+                *most = both[0].larger_magnitude(both[1]).largest();
+            }
+            for (scale, factor) in scales.iter_mut().zip(&mut factors) {
+                let most = if *scale > LEAST_INPUT { *scale } else { LEAST_INPUT };
+                let finite = scale.is_finite();
+                *scale = if finite { most * (1.0 / MOST_INPUT) } else { f32::NAN };
+                *factor = if finite { MOST_INPUT / most } else { 0.0 };
+            }
+            for (tile, (scale, factor)) in scales.iter().zip(&factors).enumerate().take(job.count) {
+                *job.scales.add(position * job.stride + tile) = *scale;
+                let factor = V::splat(*factor);
                 for block in 0..job.in_blocks {
-                    let inputs = V::load(from.add(block * job.count * LANES));
-                    let to = to.add(block * job.batch * PAIRS);
+                    let inputs = V::load(from.add((block * job.count + tile) * LANES));
+                    let to = to.add((block * job.batch + tile) * PAIRS);
                     inputs.mul(factor).store_rounded(to.cast());
                 }
             }
