@@ -19,14 +19,14 @@ use crate::vector::{LANES, Pairs};
 pub(super) const PAIRS: usize = CHANNEL_BLOCK / 2;
 
 /// Blocks of input channels whose products are added up in int32.
-pub(super) const FLUSH: usize = 8;
+pub(super) const FLUSH: usize = 32;
 
-/// The largest magnitude of a rounded input. One bit less than int16 has leaves that bit
-/// to the weights, whose rounding would else be the greater error.
-pub(super) const MOST_INPUT: f32 = 16383.0;
+/// The largest magnitude of a rounded input. Two bits less than int16 has leave these to the
+/// weights, whose rounding would else be the greater error.
+pub(super) const MOST_INPUT: f32 = 8191.0;
 
 /// The most that magnitudes of rounded weights add up to, over [`FLUSH`] blocks.
-pub(super) const MOST_WEIGHTS: i32 = i32::MAX / MOST_INPUT as i32;
+const MOST_WEIGHTS: i32 = i32::MAX / MOST_INPUT as i32;
 
 /// What magnitudes of weights over their scale may add up to before they are rounded:
 /// rounding adds at most one half for each, and 32 is more than float32 is off.

@@ -332,7 +332,7 @@ fn extreme_values_and_denormals() {
 /// are added up in int32.
 #[test]
 fn sums_at_their_limit() {
-    for (in_channels, first) in [(1, 1.0), (2, 1.0), (128, 1.0), (128, 1e3), (300, 1.0), (300, 1e3)]
+    for (in_channels, first) in [(1, 1.0), (2, 1.0), (512, 1.0), (512, 1e3), (600, 1.0), (600, 1e3)]
     {
         for sign in [1.0, -1.0] {
             let weight = |index: usize| if index < 9 { sign * first } else { sign };
@@ -355,9 +355,9 @@ fn sums_at_their_limit() {
 /// More channels than are added up in int32.
 #[test]
 fn many_channels() {
-    for (seed, in_channels) in [129, 256, 271].into_iter().enumerate() {
+    for (seed, in_channels) in [513, 527, 600].into_iter().enumerate() {
         check(Case {
-            out_channels: 20,
+            out_channels: 5,
             in_channels,
             height: 6,
             width: 9,
