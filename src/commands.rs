@@ -57,7 +57,7 @@ pub(crate) fn classify(
         Some(name) => set.variant(name)?,
         None => daemon::configured_variant(config, &set)?,
     };
-    let model = Model::load(&set, variant, &Engine::new(config.model.threads))?;
+    let model = Model::load(&set, variant, &Engine::configured(&config.model)?)?;
     let pipeline = Pipeline::new(&set, &config.source);
     let mut code = ExitCode::SUCCESS;
     for path in photos {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,39 @@ pub struct Model {
     pub profile: PathBuf,
     pub profile_when: ProfileWhen,
     pub threads: usize,
+    pub precision: Precision,
+}
+
+/// The numbers that convolutions multiply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// float32.
+    F32,
+    /// int16 with scales, where that is faster.
+    Half,
+}
+
+impl Precision {
+    /// The precision's name, as in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Half => "half",
+        }
+    }
+}
+
+impl FromStr for Precision {
+    type Err = &'static str;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "half" => Ok(Self::Half),
+            _ => Err("neither 'f32' nor 'half'"),
+        }
+    }
 }
 
 /// Who chooses the variant of a frame.
@@ -555,6 +589,7 @@ mod tests {
         let default = Config::load_from(None, BTreeMap::new()).unwrap();
         assert_eq!(default.model.variant, "baseline");
         assert_eq!(default.model.budget(), None);
+        assert_eq!(default.model.precision, Precision::F32);
         assert!(default.differences(&default).is_empty());
 
         let text = "[model]\nvariant = 'scaled'\nbudget_ms = 80\n[mqtt]\nport = 1884";
@@ -565,15 +600,20 @@ mod tests {
         let changed = ["model.budget_ms", "model.variant", "mqtt.port"];
         assert_eq!(file.differences(&default), changed);
 
-        let variables = [("VGGD__MODEL__VARIANT", "quantized"), ("VGGD__MQTT__PORT", "1885")];
+        let variables = [
+            ("VGGD__MODEL__VARIANT", "quantized"),
+            ("VGGD__MODEL__PRECISION", "half"),
+            ("VGGD__MQTT__PORT", "1885"),
+        ];
         let both = load(text, &variables).unwrap();
+        assert_eq!(both.model.precision, Precision::Half);
         assert_eq!((both.model.variant.as_str(), both.mqtt.port), ("quantized", 1885));
     }
 
     #[test]
     fn what_is_wrong_is_named_with_its_origin() {
         type Variables = &'static [(&'static str, &'static str)];
-        let cases: [(&str, Variables, &str); 18] = [
+        let cases: [(&str, Variables, &str); 19] = [
             ("[model\n", &[], "FILE: TOML parse error at line 1, column 7"),
             (
                 "[model]\nvairant = 'x'",
@@ -590,6 +630,7 @@ mod tests {
                 &[],
                 "FILE: model.threads = 'true': boolean instead of integer",
             ),
+            ("[model]\nprecision = 'f64'", &[], "FILE: model.precision = 'f64': "),
             ("[mqtt]\nport = 70000", &[], "FILE: mqtt.port = '70000': "),
             ("[source]\nkind = 'tape'", &[], "FILE: source.kind = 'tape': "),
             ("[model]\nbudget_ms = -1", &[], "FILE: model.budget_ms = '-1': must be from 0"),

@@ -120,7 +120,7 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     let directory = directory.map_err(|error| config.wrong("source.directory", path, error))?;
     config.mqtt_login()?;
 
-    let engine = Engine::new(config.model.threads);
+    let engine = Engine::configured(&config.model)?;
     let variant = configured_variant(&config, &set)?;
     let model = Model::load(&set, variant, &engine).map_err(|error| match error {
         ModelError::Set(error) => {
@@ -131,7 +131,7 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     tracing::info!(
         variant = model.name,
         threads = engine.threads(),
-        kernels = %engine.isa(),
+        kernels = engine.kernels(),
         load_ms = started.elapsed().as_millis() as u64,
         "model loaded"
     );

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use commands::Simulation;
-use vggd::config::{self, Config, ConfigError};
+use vggd::config::{self, Config, ConfigError, Precision};
 use vggd::daemon;
 use vggd::manifest::SetError;
 use vggd::measure::Job;
@@ -71,9 +71,8 @@ models/sample, here or in vggd's source folder, and in /usr/share/vggd/sample.")
         /// A variant of the set [default: the configured one]
         #[arg(long)]
         variant: Option<String>,
-        /// Threads, 0 for one per core [default: as configured]
-        #[arg(long, value_name = "N")]
-        threads: Option<usize>,
+        #[command(flatten)]
+        compute: Compute,
         /// One JSON object a photo on stdout
         #[arg(long)]
         json: bool,
@@ -173,10 +172,19 @@ struct Set {
 }
 
 #[derive(Args)]
-struct Timing {
+struct Compute {
     /// Threads, 0 for one per core [default: as configured]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Numbers that convolutions multiply: f32 or half [default: as configured]
+    #[arg(long, value_name = "NUMBERS")]
+    precision: Option<Precision>,
+}
+
+#[derive(Args)]
+struct Timing {
+    #[command(flatten)]
+    compute: Compute,
     /// How many inferences to time [default: 5 for compare, 20 for bench]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: Option<u32>,
@@ -191,10 +199,12 @@ impl Set {
         }
     }
 
-    /// The configuration, with `threads` in place of the configured ones if they are given.
-    fn load(&self, threads: Option<usize>) -> Result<Config, ConfigError> {
+    /// The configuration, with what `compute` gives in place of what is configured.
+    fn load(&self, compute: &Compute) -> Result<Config, ConfigError> {
         let mut config = self.options().load()?;
-        config.model.threads = threads.unwrap_or(config.model.threads);
+        let model = &mut config.model;
+        model.threads = compute.threads.unwrap_or(model.threads);
+        model.precision = compute.precision.unwrap_or(model.precision);
         Ok(config)
     }
 }
@@ -220,25 +230,25 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo { models, photos, json } => {
             demo::run(&demo::Options { models, photos, json })?;
         }
-        Command::Classify { photos, set, variant, threads, json } => {
-            let config = set.load(threads)?;
+        Command::Classify { photos, set, variant, compute, json } => {
+            let config = set.load(&compute)?;
             return commands::classify(&config, variant.as_deref(), &photos, json);
         }
         Command::Compare { photo, set, timing, json } => {
-            let config = set.load(timing.threads)?;
+            let config = set.load(&timing.compute)?;
             commands::compare(&config, &photo, timing.runs.unwrap_or(5), json)?;
         }
         Command::Bench { set, variant, photo, timing, profile, record, budget_ms, json } => {
-            let config = set.load(timing.threads)?;
+            let config = set.load(&timing.compute)?;
             let runs = timing.runs.unwrap_or(20);
             let files = commands::BenchFiles { profile, record, budget_ms };
             commands::bench(&config, variant, photo, runs, &files, json)?;
         }
         Command::Simulate(simulation) => commands::simulate(&simulation)?,
-        Command::Check { set } => commands::check(&set.load(None)?)?,
+        Command::Check { set } => commands::check(&set.options().load()?)?,
         Command::Defaults => print!("{}", config::DEFAULT),
         Command::Measure { photo, set, variant, timing, each } => {
-            let config = set.load(timing.threads)?;
+            let config = set.load(&timing.compute)?;
             let runs = timing.runs.unwrap_or(20);
             commands::measure(&Job { config, variant, runs, photo, each })?;
         }

@@ -38,7 +38,7 @@ pub struct Measurement {
     pub variant: String,
     /// Threads that ran it.
     pub threads: usize,
-    /// Instruction set of the kernels.
+    /// Instruction set of the kernels, and their precision if it is not float32.
     pub kernels: String,
     /// From the first byte read to the first answer, with the files in the page cache or not.
     pub load_ms: f64,
@@ -97,6 +97,7 @@ impl Job {
         command.arg("measure").arg("--models").arg(&model.set);
         command.args(["--variant", &self.variant]);
         command.args(["--threads", &model.threads.to_string()]);
+        command.args(["--precision", model.precision.as_str()]);
         command.args(["--runs", &self.runs.to_string()]);
         command.args(self.each.then_some("--each"));
         command.args(self.photo.iter());
@@ -114,7 +115,7 @@ impl Job {
         ensure!(self.runs > 0, "at least one run is needed to measure");
         let start = Instant::now();
         let set = ModelSet::open(&self.config.model.set)?;
-        let engine = Engine::new(self.config.model.threads);
+        let engine = Engine::configured(&self.config.model)?;
         let model = Model::load(&set, set.variant(&self.variant)?, &engine)?;
         let loaded = start.elapsed();
 
@@ -154,7 +155,7 @@ impl Job {
         Ok(Measurement {
             variant: self.variant.clone(),
             threads: engine.threads(),
-            kernels: engine.isa().to_string(),
+            kernels: engine.kernels(),
             load_ms: milliseconds(loaded + first),
             median_ms: milliseconds(inference.median),
             min_ms: milliseconds(inference.min),

@@ -62,7 +62,7 @@ impl Profiles {
         let machine = Machine {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             processor: processor(),
-            kernels: engine.isa().to_string(),
+            kernels: engine.kernels(),
             threads: engine.threads(),
         };
         let file = path.display().to_string();

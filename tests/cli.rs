@@ -126,6 +126,21 @@ fn bench_prints_the_words_of_a_comparison_with_others() {
 }
 
 #[test]
+fn bench_computes_at_half_width_and_names_its_kernels() {
+    let set = models().to_str().unwrap();
+    let bench = ["bench", "--models", set, "--runs", "1", "--variant", "scaled", "--json"];
+    let kernels = |more: &[&str]| {
+        let output = run(&[&bench[..], more].concat());
+        assert!(output.status.success(), "{output:?}");
+        json_lines(&output)[0]["kernels"].as_str().unwrap().to_owned()
+    };
+    let single = kernels(&[]);
+    assert!(!single.contains("half"), "{single}");
+    let half = kernels(&["--precision", "half"]);
+    assert!(half.starts_with(&single) && half.contains("half"), "{half}");
+}
+
+#[test]
 fn check_names_what_is_wrong_and_exits_with_78() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("vggd.toml");

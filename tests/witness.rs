@@ -8,6 +8,7 @@ use std::process::Command;
 
 use common::witness::{python, reference, reference_photos};
 use common::{jpeg, models};
+use vggd::config::{self, Config};
 use vggd::manifest::{ModelSet, Variant};
 use vggd::model::{Engine, Model};
 use vggd::preprocess::{self, Limits};
@@ -88,6 +89,29 @@ fn the_tiny_set_computes_what_onnxruntime_computes() {
     let Some(python) = python(MODULES) else { return };
     let photos: Vec<_> = (0..8).map(jpeg).collect();
     check_set(&python, models(), &photos);
+}
+
+/// Where half precision is not faster, this compares float32 with itself.
+#[test]
+fn logits_at_half_precision_are_within_a_hundredth_of_float32() {
+    let set = ModelSet::open(models()).unwrap();
+    let mut config = Config::load(None).unwrap();
+    config.model.precision = config::Precision::Half;
+    let half = Engine::configured(&config.model).unwrap();
+    let limits = Limits { max_pixels: 1 << 24 };
+    for variant in &set.manifest.variants {
+        let [single, half] =
+            [&Engine::new(2), &half].map(|engine| Model::load(&set, variant, engine).unwrap());
+        for number in 0..8 {
+            let photo = preprocess::decode(&jpeg(number), &limits).unwrap();
+            let input = preprocess::to_input(&photo, variant.side(), &set.manifest.preprocess);
+            let [single, half] = [&single, &half].map(|model| model.infer(&input).unwrap());
+            let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>();
+            let off = norm(&mut single.iter().zip(&half).map(|(a, b)| a - b));
+            let share = (off / norm(&mut single.iter().copied())).sqrt();
+            assert!(share <= 0.01, "{}, photo {number}: relative L2 {share}", variant.name);
+        }
+    }
 }
 
 #[test]

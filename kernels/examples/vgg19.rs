@@ -1,9 +1,9 @@
 //! Times every layer of VGG-19 and the whole network, with made-up weights:
-//! `cargo run --release --example vgg19 [threads [isa]]`.
+//! `cargo run --release --example vgg19 [threads [isa [half]]]`.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
-use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Isa, Parallel, Tile, layout};
+use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Isa, Parallel, Precision, Tile, layout};
 
 /// Input channels, output channels, side, whether a max-pool follows.
 const LAYERS: [(usize, usize, usize, bool); 15] = [
@@ -48,13 +48,17 @@ fn main() {
     let isa = arguments.next().map_or(Isa::detect(), |name| {
         Isa::by_name(&name).expect("an instruction set of this machine")
     });
+    let precision = match arguments.next().as_deref() {
+        Some("half") => Precision::Half,
+        _ => Precision::Single,
+    };
     let parallel = Threads(threads);
 
     let weights = vec![0.01; 512 * 512 * 9];
     let start = Instant::now();
     let convolutions = LAYERS.map(|(i, o, side, _)| {
         let tile = Tile::choose(side, side);
-        Conv3x3::new(isa, tile, o, i, &weights[..o * i * 9], &weights[..o])
+        Conv3x3::with_precision(isa, precision, tile, o, i, &weights[..o * i * 9], &weights[..o])
     });
     let packing = start.elapsed();
     let bytes: usize = convolutions.iter().map(Conv3x3::packed_bytes).sum();

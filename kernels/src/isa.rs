@@ -75,6 +75,19 @@ impl Isa {
         }
     }
 
+    /// Whether it multiplies int16 faster than float32: what
+    /// [`Precision::Half`](crate::Precision::Half) needs to be worth while. AVX-512 does by
+    /// VNNI only.
+    pub fn has_half(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => true,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => is_x86_feature_detected!("avx512vnni"),
+            _ => false,
+        }
+    }
+
     pub(crate) fn kind(self) -> Kind {
         self.0
     }

@@ -4,7 +4,8 @@
 //! In the order a frame flows:
 //!
 //! - [`direct`]: the first 3x3 convolution, from a planar image.
-//! - [`winograd`]: the other 3x3 convolutions with bias, ReLU and max-pool.
+//! - [`winograd`]: the other 3x3 convolutions with bias, ReLU and max-pool, in float32 or
+//!   at half the width.
 //! - [`linear`]: fully connected layers, a stream of weights from memory.
 //!
 //! Underneath:
@@ -12,7 +13,7 @@
 //! - [`layout`]: where an activation lies.
 //! - [`parallel`]: how a kernel gets the caller's threads.
 //! - [`isa`]: what this processor can do; every kernel takes an [`Isa`].
-//! - `vector`: sixteen float32 lanes, one file per instruction set.
+//! - `vector`: sixteen float32 lanes, or pairs of int16, one file per instruction set.
 //!
 //! A kernel is written once over `vector` and instantiated once per instruction set,
 //! as a function whose name says instruction set, operation, type and tile. The plain
@@ -41,4 +42,4 @@ mod reference;
 pub use direct::Direct3x3;
 pub use isa::Isa;
 pub use parallel::{Parallel, Sequential};
-pub use winograd::{Conv3x3, Fuse, Tile};
+pub use winograd::{Conv3x3, Fuse, Precision, Tile};

@@ -64,3 +64,34 @@ pub(crate) trait Vector: Copy {
     /// The same in the core's first cache.
     fn prefetch_near(at: *const f32);
 }
+
+/// Products at half the width: pairs of int16, whose sums are int32. The pairs are two
+/// neighbouring input channels, so that a sum takes in two channels at once.
+///
+/// # Safety
+///
+/// The constructors `no_sums`, `pairs` and `pair` need the instruction set as those of
+/// [`Vector`] do, and on AVX-512 VNNI besides.
+pub(crate) trait Pairs: Vector {
+    /// Sixteen int32 sums, or sixteen pairs of int16.
+    type Integers: Copy;
+
+    /// Sixteen sums, zero.
+    unsafe fn no_sums() -> Self::Integers;
+    /// Sixteen pairs.
+    unsafe fn pairs(from: *const f32) -> Self::Integers;
+    /// One pair sixteen times.
+    unsafe fn pair(from: *const f32) -> Self::Integers;
+    /// Lane by lane `sum` and both products of two pairs; exact unless the result is no
+    /// int32.
+    fn dot(pairs: Self::Integers, factors: Self::Integers, sum: Self::Integers) -> Self::Integers;
+    /// Sums in float32, rounded once.
+    fn of_sums(sums: Self::Integers) -> Self;
+    /// Lane by lane the larger one of `self`, which has no sign, and the magnitude of
+    /// `other`; what is not a number is larger than any.
+    fn larger_magnitude(self, other: Self) -> Self;
+    /// The largest of lanes without sign; what is not a number is larger than any.
+    fn largest(self) -> f32;
+    /// Writes sixteen int16, the nearest to the lanes, which must be in their range.
+    unsafe fn store_rounded(self, to: *mut i16);
+}

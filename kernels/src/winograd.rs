@@ -14,6 +14,10 @@
 //! | transformed inputs | `[36, C_in / 16, tiles, 16]` |
 //! | products | `[36, C_out / 16, tiles, 16]` |
 //!
+//! With [`Precision::Half`] transformed weights and inputs are int16, in pairs of input
+//! channels: an element is a pair, and there are half as many. How they are rounded, and why
+//! no sum overflows, is said in `half`.
+//!
 //! Output channels are the vector lanes, and transformed inputs are broadcast: no
 //! transposition anywhere.
 //!
@@ -26,6 +30,7 @@ use crate::isa::Isa;
 use crate::layout::{CHANNEL_BLOCK, blocked_len};
 use crate::parallel::{Parallel, Parts, share};
 
+mod half;
 mod instances;
 mod product;
 mod stem;
@@ -34,6 +39,7 @@ mod transform;
 #[cfg(test)]
 mod tests;
 
+use half::{RoundInputs, RoundWeights};
 use instances::{Kernels, Transforms};
 use transform::{Input, Output, Weights};
 
@@ -44,6 +50,17 @@ pub struct Fuse {
     pub relu: bool,
     /// 2x2 max-pool with stride 2; a last odd row or column is dropped.
     pub pool: bool,
+}
+
+/// The numbers that products are computed with. All else is float32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// Float32.
+    #[default]
+    Single,
+    /// Int16 with scales, summed up in int32: half the bytes, and up to twice as fast where
+    /// [`Isa::has_half`].
+    Half,
 }
 
 /// The outputs that are computed together.
@@ -91,12 +108,13 @@ pub struct Conv3x3 {
     out_channels: usize,
     in_channels: usize,
     weights: Aligned,
+    /// `[positions, panels, panel]` if weights are int16.
+    weight_scales: Aligned,
     bias: Aligned,
 }
 
 impl Conv3x3 {
-    /// Packs `weights` (`[out_channels, in_channels, 3, 3]`, OIHW) and `bias`
-    /// (`[out_channels]`) for `isa`; takes [`Conv3x3::packed_bytes`] of memory.
+    /// [`Conv3x3::with_precision`] in float32.
     ///
     /// # Panics
     ///
@@ -109,13 +127,33 @@ impl Conv3x3 {
         weights: &[f32],
         bias: &[f32],
     ) -> Conv3x3 {
+        let precision = Precision::Single;
+        Conv3x3::with_precision(isa, precision, tile, out_channels, in_channels, weights, bias)
+    }
+
+    /// Packs `weights` (`[out_channels, in_channels, 3, 3]`, OIHW) and `bias`
+    /// (`[out_channels]`) for `isa`; takes [`Conv3x3::packed_bytes`] of memory. Half
+    /// precision is computed in plain Rust unless [`Isa::has_half`].
+    ///
+    /// # Panics
+    ///
+    /// If the lengths do not fit each other.
+    pub fn with_precision(
+        isa: Isa,
+        precision: Precision,
+        tile: Tile,
+        out_channels: usize,
+        in_channels: usize,
+        weights: &[f32],
+        bias: &[f32],
+    ) -> Conv3x3 {
         assert!(
             weights.len() == out_channels * in_channels * 9 && bias.len() == out_channels,
             "Conv3x3: {} weights and {} biases for {out_channels} x {in_channels} x 3 x 3",
             weights.len(),
             bias.len()
         );
-        let kernels = instances::of(isa);
+        let kernels = instances::of(isa, precision);
         let mut padded = Aligned::zeroed(out_channels.next_multiple_of(kernels.panel));
         padded.as_mut_slice()[..out_channels].copy_from_slice(bias);
         let mut conv = Conv3x3 {
@@ -124,9 +162,10 @@ impl Conv3x3 {
             out_channels,
             in_channels,
             weights: Aligned::zeroed(0),
+            weight_scales: Aligned::zeroed(0),
             bias: padded,
         };
-        conv.weights = conv.pack(weights);
+        conv.pack(weights);
         conv
     }
 
@@ -218,7 +257,7 @@ impl Conv3x3 {
 
     /// Elements of one panel of packed weights, at one position.
     fn panel_len(&self) -> usize {
-        self.in_blocks() * CHANNEL_BLOCK * self.kernels.panel
+        self.in_blocks() * self.kernels.elements() * self.kernels.panel
     }
 
     fn transforms(&self) -> &'static Transforms {
@@ -228,24 +267,44 @@ impl Conv3x3 {
         }
     }
 
-    fn pack(&self, weights: &[f32]) -> Aligned {
+    fn pack(&mut self, weights: &[f32]) {
         let (panel, panels) = (self.kernels.panel, self.panels());
-        let mut packed = Aligned::zeroed(self.tile.positions() * panels * self.panel_len());
+        let (positions, size) = (self.tile.positions(), self.panel_len());
+        let mut packed = Aligned::zeroed(positions * panels * size);
+        let mut scales = Aligned::zeroed(0);
         for number in 0..panels {
             let first = number * panel;
-            let mut job = Weights {
-                from: weights,
-                in_channels: self.in_channels,
-                first,
-                count: panel.min(self.out_channels - first),
-                panel,
-                to: &mut packed.as_mut_slice()[number * self.panel_len()..],
-                stride: panels * self.panel_len(),
+            let count = panel.min(self.out_channels - first);
+            let at = number * size;
+            let transform = |to: &mut [f32], stride: usize| {
+                let in_channels = self.in_channels;
+                let mut job =
+                    Weights { from: weights, in_channels, first, count, panel, to, stride };
+                // SAFETY: the kernels are for this machine.
+                unsafe { (self.transforms().weights)(&mut job) }
             };
-            // SAFETY: the kernels are for this machine.
-            unsafe { (self.transforms().weights)(&mut job) }
+            let Some(round) = &self.kernels.round else {
+                transform(&mut packed.as_mut_slice()[at..], panels * size);
+                continue;
+            };
+            if number == 0 {
+                scales = Aligned::zeroed(positions * panels * panel);
+            }
+            let mut single = vec![0.0; positions * 2 * size];
+            transform(&mut single, 2 * size);
+            for (position, single) in single.chunks_exact(2 * size).enumerate() {
+                let at = position * panels + number;
+                let mut job = RoundWeights {
+                    from: single,
+                    panel,
+                    to: &mut packed.as_mut_slice()[at * size..][..size],
+                    scales: &mut scales.as_mut_slice()[at * panel..][..panel],
+                };
+                // SAFETY: the kernels are for this machine.
+                unsafe { (round.weights)(&mut job) }
+            }
         }
-        packed
+        (self.weights, self.weight_scales) = (packed, scales);
     }
 }
 
@@ -270,9 +329,12 @@ struct Plan {
     chunk: usize,
     /// Whether all threads share one batch, and divide its panels among them.
     shared: bool,
-    /// Elements from one position to the next of the transformed input, and of the
-    /// products: a line more than needed, so that positions fall into different sets
-    /// of the cache.
+    /// Tiles that are transformed together, if they are rounded then, because their scales
+    /// need all channels. What is not yet rounded lies where the products will.
+    group: usize,
+    /// Elements from one position to the next of the transformed input, which ends with
+    /// the scales, and of the products: a line more than needed, so that positions fall
+    /// into different sets of the cache.
     input_stride: usize,
     product_stride: usize,
     scratch: usize,
@@ -289,23 +351,39 @@ impl Plan {
         let (tiles_high, tiles_wide) =
             (height.div_ceil(conv.tile.side()), width.div_ceil(conv.tile.side()));
         let (tiles, positions) = (tiles_high * tiles_wide, conv.tile.positions());
-        let group = conv.kernels.tiles();
+        let (product, elements) = (conv.kernels.tiles(), conv.kernels.elements());
         let batch = if shared {
             tiles
         } else {
-            let most = CACHED / (positions * conv.in_blocks().max(1) * CHANNEL_BLOCK);
-            let most = (most / group * group).clamp(group, 2 * group);
+            let most = CACHED / (positions * conv.in_blocks().max(1) * elements);
+            let most = (most / product * product).clamp(product, 2 * product);
             let batches = tiles.div_ceil(most).next_multiple_of(threads);
             tiles.div_ceil(batches)
         };
         let panels = conv.panels();
         let chunk = if shared { panels.div_ceil(threads * 2) } else { 4.min(panels) }.max(1);
-        let input_stride = (conv.in_blocks() * batch + 1) * CHANNEL_BLOCK;
-        let product_stride = chunk * conv.kernels.panel * batch + CHANNEL_BLOCK;
+        let scales = if conv.kernels.round.is_some() { batch } else { 0 };
+        let input_stride = (conv.in_blocks() * batch * elements + scales)
+            .next_multiple_of(CHANNEL_BLOCK)
+            + CHANNEL_BLOCK;
+        let group = half::GROUP.min(batch);
+        let single = if conv.kernels.round.is_some() { conv.in_blocks() * group } else { 0 };
+        let product_stride =
+            (chunk * conv.kernels.panel * batch).max(single * CHANNEL_BLOCK) + CHANNEL_BLOCK;
         let (inputs, products) = (positions * input_stride, positions * product_stride);
         let scratch =
             if shared { inputs + threads * products } else { threads * (inputs + products) };
-        Plan { tiles_wide, tiles, batch, chunk, shared, input_stride, product_stride, scratch }
+        Plan {
+            tiles_wide,
+            tiles,
+            batch,
+            chunk,
+            shared,
+            group,
+            input_stride,
+            product_stride,
+            scratch,
+        }
     }
 }
 
@@ -322,7 +400,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn all(&self, parallel: &dyn Parallel, input: &[f32]) {
-        let Plan { tiles, batch, chunk, shared, .. } = *self.plan;
+        let Plan { tiles, batch, chunk, shared, group, .. } = *self.plan;
         if tiles == 0 {
             return;
         }
@@ -331,10 +409,20 @@ impl Run<'_> {
         let input = |block: usize| input[block * pixels..][..pixels].as_ptr();
         let (in_blocks, chunks) = (self.conv.in_blocks(), self.conv.panels().div_ceil(chunk));
         if shared {
-            share(parallel, in_blocks, &|_, block| {
-                // SAFETY: each block is one item; the products begin after all inputs.
-                unsafe { self.transform_input(input(block), block, 0, tiles, 0) }
-            });
+            if let Some(round) = &self.conv.kernels.round {
+                share(parallel, tiles.div_ceil(group), &|worker, item| {
+                    let (first, scratch) = (item * group, inputs + worker * products);
+                    let count = group.min(tiles - first);
+                    // SAFETY: each group of tiles is one item; each worker has its own
+                    // products, which begin after all inputs.
+                    unsafe { self.round_input(round, &input, (0, first), count, 0, scratch) }
+                });
+            } else {
+                share(parallel, in_blocks, &|_, block| {
+                    // SAFETY: each block is one item; the products begin after all inputs.
+                    unsafe { self.transform_input(input(block), block, 0, tiles, 0) }
+                });
+            }
             share(parallel, chunks, &|worker, chunk| {
                 // SAFETY: the inputs are only read now; each worker has its own products,
                 // and each chunk, which is one item, its own output channels.
@@ -372,9 +460,17 @@ impl Run<'_> {
         at: usize,
     ) {
         let (inputs, _) = self.scratch_parts();
-        for block in 0..self.conv.in_blocks() {
-            // SAFETY: the caller's.
-            unsafe { self.transform_input(input(block), block, first, count, at) }
+        if let Some(round) = &self.conv.kernels.round {
+            for tile in (0..count).step_by(self.plan.group) {
+                let group = self.plan.group.min(count - tile);
+                // SAFETY: the caller's; the products are not there yet.
+                unsafe { self.round_input(round, input, (first, tile), group, at, at + inputs) }
+            }
+        } else {
+            for block in 0..self.conv.in_blocks() {
+                // SAFETY: the caller's.
+                unsafe { self.transform_input(input(block), block, first, count, at) }
+            }
         }
         for chunk in 0..self.conv.panels().div_ceil(self.plan.chunk) {
             // SAFETY: the caller's.
@@ -415,6 +511,68 @@ impl Run<'_> {
         unsafe { (self.conv.transforms().input)(&job) }
     }
 
+    /// Transforms and rounds all input channels of `count` tiles, beginning with number
+    /// `tile` of the batch that begins with `first`, into the batch's scratch `at`, by way
+    /// of the scratch at `single`.
+    ///
+    /// # Safety
+    ///
+    /// `input` as in [`Run::batch`]; nobody else uses these tiles' transformed input or the
+    /// scratch at `single`.
+    unsafe fn round_input(
+        &self,
+        round: &instances::Round,
+        input: &dyn Fn(usize) -> *const f32,
+        (first, tile): (usize, usize),
+        count: usize,
+        at: usize,
+        single: usize,
+    ) {
+        let Plan { tiles_wide, batch, input_stride, product_stride, .. } = *self.plan;
+        let (positions, in_blocks) = (self.conv.tile.positions(), self.conv.in_blocks());
+        // SAFETY: the caller's.
+        let (to, single) = unsafe {
+            (
+                self.scratch.at(at, positions * input_stride),
+                self.scratch.at(single, positions * product_stride),
+            )
+        };
+        for block in 0..in_blocks {
+            let job = Input {
+                from: input(block),
+                height: self.height,
+                width: self.width,
+                tiles_wide,
+                first: first + tile,
+                count,
+                to: single.wrapping_add(block * count * CHANNEL_BLOCK),
+                stride: product_stride,
+            };
+            // SAFETY: `from` is one block of the input; `single` has room for a group of
+            // all blocks at each position; the kernels are for this machine.
+            unsafe { (self.conv.transforms().input)(&job) }
+        }
+        let job = RoundInputs {
+            from: single,
+            from_stride: product_stride,
+            positions,
+            in_blocks,
+            count,
+            to: to.wrapping_add(tile * half::PAIRS),
+            batch,
+            scales: to.wrapping_add(self.scales() + tile),
+            stride: input_stride,
+        };
+        // SAFETY: all blocks of the group were just written; a batch has room for these
+        // tiles and their scales at each position; the kernels are for this machine.
+        unsafe { (round.inputs)(&job) }
+    }
+
+    /// Where the scales of a position's transformed input are.
+    fn scales(&self) -> usize {
+        self.conv.in_blocks() * self.plan.batch * self.conv.kernels.elements()
+    }
+
     /// Multiplies `count` transformed tiles at `inputs` with a chunk of output channels
     /// into `products`, and transforms those into the output.
     ///
@@ -431,7 +589,7 @@ impl Run<'_> {
         products: usize,
     ) {
         let Plan { tiles_wide, batch, input_stride, product_stride, .. } = *self.plan;
-        let Conv3x3 { kernels, weights, bias, .. } = self.conv;
+        let Conv3x3 { kernels, weights, weight_scales, bias, .. } = self.conv;
         let (panels, in_blocks) = (self.conv.panels(), self.conv.in_blocks());
         let (positions, panel_size) = (self.conv.tile.positions(), self.conv.panel_len());
         let vectors = kernels.panel / CHANNEL_BLOCK;
@@ -454,14 +612,17 @@ impl Run<'_> {
                 } else {
                     last_panel % panels
                 };
+                let (here, inputs) =
+                    (position * panels + panel, inputs.wrapping_add(position * input_stride));
                 let job = product::Product {
                     ahead: weights.as_ptr().wrapping_add(next * panel_size),
                     ahead_step: 0,
-                    weights: weights
-                        .as_ptr()
-                        .wrapping_add((position * panels + panel) * panel_size),
-                    inputs: inputs.wrapping_add(position * input_stride),
+                    weights: weights.as_ptr().wrapping_add(here * panel_size),
+                    weight_scales: weight_scales.as_ptr().wrapping_add(here * kernels.panel),
+                    inputs,
+                    input_scales: inputs.wrapping_add(self.scales()),
                     in_blocks,
+                    input_stride: batch * kernels.elements(),
                     stride: batch * CHANNEL_BLOCK,
                     to: products
                         .wrapping_add(position * product_stride + block * batch * CHANNEL_BLOCK),

@@ -41,7 +41,9 @@ pub(super) fn take(
             break;
         };
         let (weights, bias, tile) = (weights.as_slice(), bias.as_slice(), Tile::choose(size, size));
-        let convolution = Conv3x3::new(engine.isa, tile, out, inner, weights, bias);
+        let precision = engine.precision();
+        let convolution =
+            Conv3x3::with_precision(engine.isa, precision, tile, out, inner, weights, bias);
         let layer = Winograd { convolution, fuse: step.fuse, size };
         (channels, size, end) = (out, layer.output_size(), step.output);
         winograd.push(layer);

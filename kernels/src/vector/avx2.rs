@@ -1,6 +1,6 @@
 //! Sixteen lanes as two AVX2 registers.
 
-use super::Vector;
+use super::{Pairs, Vector};
 use std::arch::x86_64::*;
 
 /// Two 256-bit registers. Constructed only where AVX2 and FMA are enabled; that is
@@ -115,5 +115,82 @@ impl Vector for Avx2 {
     fn prefetch_near(at: *const f32) {
         // SAFETY: SSE is part of x86-64, and a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
+
+impl Pairs for Avx2 {
+    type Integers = (__m256i, __m256i);
+
+    #[inline(always)]
+    unsafe fn no_sums() -> Self::Integers {
+        // SAFETY: the caller has AVX2.
+        unsafe { (_mm256_setzero_si256(), _mm256_setzero_si256()) }
+    }
+
+    #[inline(always)]
+    unsafe fn pairs(from: *const f32) -> Self::Integers {
+        // SAFETY: the caller has AVX2 and gives sixteen readable elements.
+        unsafe { (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(8).cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn pair(from: *const f32) -> Self::Integers {
+        // SAFETY: the caller has AVX2 and gives a readable element.
+        let pair = unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) };
+        (pair, pair)
+    }
+
+    #[inline(always)]
+    fn dot(pairs: Self::Integers, factors: Self::Integers, sum: Self::Integers) -> Self::Integers {
+        // SAFETY: the values prove AVX2.
+        unsafe {
+            (
+                _mm256_add_epi32(sum.0, _mm256_madd_epi16(pairs.0, factors.0)),
+                _mm256_add_epi32(sum.1, _mm256_madd_epi16(pairs.1, factors.1)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn of_sums(sums: Self::Integers) -> Self {
+        // SAFETY: the values prove AVX2.
+        unsafe { Avx2(_mm256_cvtepi32_ps(sums.0), _mm256_cvtepi32_ps(sums.1)) }
+    }
+
+    #[inline(always)]
+    fn larger_magnitude(self, other: Self) -> Self {
+        // SAFETY: the value proves AVX2. Without their sign, floats are ordered as integers.
+        unsafe {
+            let unsigned = _mm256_castsi256_ps(_mm256_set1_epi32(i32::MAX));
+            let low = _mm256_castps_si256(_mm256_and_ps(other.0, unsigned));
+            let high = _mm256_castps_si256(_mm256_and_ps(other.1, unsigned));
+            Avx2(
+                _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(self.0), low)),
+                _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(self.1), high)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        // SAFETY: the value proves AVX2.
+        unsafe {
+            let (low, high) = (_mm256_castps_si256(self.0), _mm256_castps_si256(self.1));
+            let eight = _mm256_max_epi32(low, high);
+            let (low, high) = (_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+            let four = _mm_max_epi32(low, high);
+            let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b1110>(four));
+            let one = _mm_max_epi32(two, _mm_shuffle_epi32::<1>(two));
+            f32::from_bits(_mm_cvtsi128_si32(one) as u32)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_rounded(self, to: *mut i16) {
+        // SAFETY: the value proves AVX2; the caller gives room for sixteen values.
+        unsafe {
+            let mixed = _mm256_packs_epi32(_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1));
+            _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(mixed));
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Sixteen lanes as one AVX-512 register.
 
-use super::Vector;
+use super::{Pairs, Vector};
 use std::arch::x86_64::*;
 
 /// One 512-bit register. Constructed only where AVX-512 F, BW, DQ and VL are
@@ -99,4 +99,82 @@ impl Vector for Avx512 {
         // SAFETY: SSE is part of x86-64, and a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
+}
+
+/// Needs VNNI besides: pairs are only made where it is enabled, which is the reason of
+/// every operation on them.
+impl Pairs for Avx512 {
+    type Integers = __m512i;
+
+    #[inline(always)]
+    unsafe fn no_sums() -> Self::Integers {
+        // SAFETY: the caller has AVX-512.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    unsafe fn pairs(from: *const f32) -> Self::Integers {
+        // SAFETY: the caller has AVX-512 and gives sixteen readable elements.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn pair(from: *const f32) -> Self::Integers {
+        // SAFETY: the caller has AVX-512 and gives a readable element.
+        unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    fn dot(pairs: Self::Integers, factors: Self::Integers, sum: Self::Integers) -> Self::Integers {
+        // SAFETY: the values prove AVX-512 with VNNI.
+        unsafe { dot(pairs, factors, sum) }
+    }
+
+    #[inline(always)]
+    fn of_sums(sums: Self::Integers) -> Self {
+        // SAFETY: the values prove AVX-512.
+        Avx512(unsafe { _mm512_cvtepi32_ps(sums) })
+    }
+
+    #[inline(always)]
+    fn larger_magnitude(self, other: Self) -> Self {
+        // SAFETY: the value proves AVX-512. Without their sign, floats are ordered as
+        // integers.
+        unsafe {
+            let other = _mm512_castps_si512(_mm512_abs_ps(other.0));
+            Avx512(_mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(self.0), other)))
+        }
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        // SAFETY: the value proves AVX-512.
+        f32::from_bits(unsafe { _mm512_reduce_max_epi32(_mm512_castps_si512(self.0)) } as u32)
+    }
+
+    #[inline(always)]
+    unsafe fn store_rounded(self, to: *mut i16) {
+        // SAFETY: the value proves AVX-512; the caller gives room for sixteen values.
+        unsafe {
+            _mm256_storeu_si256(to.cast(), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(self.0)));
+        }
+    }
+}
+
+/// `_mm512_dpwssd_epi32`, which LLVM 22 takes apart into a multiplication and an addition,
+/// in order to shorten the chain of sums; that is two instructions for one.
+#[target_feature(enable = "avx512f,avx512vnni")]
+#[inline]
+fn dot(pairs: __m512i, factors: __m512i, mut sum: __m512i) -> __m512i {
+    // SAFETY: registers only.
+    unsafe {
+        std::arch::asm!(
+            "vpdpwssd {0}, {1}, {2}",
+            inout(zmm_reg) sum,
+            in(zmm_reg) pairs,
+            in(zmm_reg) factors,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
 }

@@ -1,5 +1,7 @@
 //! The kernels of each instruction set.
 
+use super::Precision;
+use super::half::{self, RoundInputs, RoundWeights, round_inputs, round_weights};
 use super::product::{Product, product};
 use super::transform::{Input, Output, Weights, input, output, weights};
 use crate::isa::{Isa, Kind};
@@ -15,6 +17,8 @@ pub(super) struct Kernels {
     pub(super) name: &'static str,
     /// Output channels of a panel.
     pub(super) panel: usize,
+    /// What rounds transformed weights and inputs to pairs of int16, if they are.
+    pub(super) round: Option<Round>,
     /// For one tile, two tiles and so on.
     product: &'static [unsafe fn(&Product)],
     /// Of F(2x2, 3x3).
@@ -30,7 +34,18 @@ pub(super) struct Transforms {
     pub(super) output: unsafe fn(&Output),
 }
 
+/// The stages between transforms and products of pairs.
+pub(super) struct Round {
+    pub(super) weights: unsafe fn(&mut RoundWeights),
+    pub(super) inputs: unsafe fn(&RoundInputs),
+}
+
 impl Kernels {
+    /// Elements of transformed weights or inputs in a block of channels.
+    pub(super) fn elements(&self) -> usize {
+        if self.round.is_some() { half::PAIRS } else { CHANNEL_BLOCK }
+    }
+
     /// Tiles that one product takes at most.
     pub(super) fn tiles(&self) -> usize {
         self.product.len()
@@ -43,11 +58,12 @@ impl Kernels {
     /// The layouts of [`Product`] with at least `count` tiles.
     pub(super) unsafe fn multiply(&self, job: &Product, count: usize) {
         let parts = count.div_ceil(self.tiles());
-        let (size, ahead_step) = (job.in_blocks * CHANNEL_BLOCK * self.panel, self.panel / parts);
+        let (size, ahead_step) = (job.in_blocks * self.elements() * self.panel, self.panel / parts);
         for part in 0..parts {
             let (first, end) = (count * part / parts, count * (part + 1) / parts);
             let job = Product {
-                inputs: job.inputs.wrapping_add(first * CHANNEL_BLOCK),
+                inputs: job.inputs.wrapping_add(first * self.elements()),
+                input_scales: job.input_scales.wrapping_add(first),
                 to: job.to.wrapping_add(first * CHANNEL_BLOCK),
                 ahead: job.ahead.wrapping_add(size / 4 * part / parts),
                 ahead_step,
@@ -60,9 +76,20 @@ impl Kernels {
     }
 }
 
-/// The kernels for `isa`.
-pub(super) fn of(isa: Isa) -> &'static Kernels {
-    match isa.kind() {
+/// The kernels for `isa`; half as wide ones are the plain ones where [`Isa::has_half`] says no.
+pub(super) fn of(isa: Isa, precision: Precision) -> &'static Kernels {
+    match (precision, isa.kind()) {
+        #[cfg(target_arch = "x86_64")]
+        (Precision::Half, Kind::Avx2) => &avx2_half::KERNELS,
+        #[cfg(target_arch = "x86_64")]
+        (Precision::Half, Kind::Avx512) if isa.has_half() => &avx512_half::KERNELS,
+        (Precision::Half, _) => &plain_half::KERNELS,
+        (Precision::Single, kind) => single(kind),
+    }
+}
+
+fn single(kind: Kind) -> &'static Kernels {
+    match kind {
         Kind::Plain => &plain::KERNELS,
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => &avx2::KERNELS,
@@ -81,41 +108,78 @@ macro_rules! instance {
             pub(super) static KERNELS: Kernels = Kernels {
                 name: $name,
                 panel: $panel * CHANNEL_BLOCK,
+                round: None,
                 product: &instance!(@tiles $tiles),
                 two: transforms::<4>(),
                 four: transforms::<6>(),
             };
 
-            const fn transforms<const S: usize>() -> Transforms {
-                Transforms {
-                    weights: transform_weights::<S>,
-                    input: transform_input::<S>,
-                    output: transform_output::<S>,
-                }
-            }
-
-            $(#[target_feature(enable = $features)])?
-            unsafe fn transform_weights<const S: usize>(job: &mut Weights) {
-                weights::<S>(job)
-            }
-
-            $(#[target_feature(enable = $features)])?
-            unsafe fn transform_input<const S: usize>(job: &Input) {
-                // SAFETY: this function has the features; the layouts are the caller's.
-                unsafe { input::<$vector, S>(job) }
-            }
+            instance!(@transforms $vector $(, $features)?);
 
             $(#[target_feature(enable = $features)])?
             unsafe fn multiply<const T: usize>(job: &Product) {
                 // SAFETY: this function has the features; the layouts are the caller's.
                 unsafe { product::<$vector, $panel, T>(job) }
             }
+        }
+    };
+    (half $module:ident, $vector:ty, $panel:literal, $tiles:tt, $name:literal $(, $features:literal)?) => {
+        mod $module {
+            use super::*;
+
+            pub(super) static KERNELS: Kernels = Kernels {
+                name: $name,
+                panel: $panel * CHANNEL_BLOCK,
+                round: Some(Round { weights: round_all_weights, inputs: round_all_inputs }),
+                product: &instance!(@tiles $tiles),
+                two: transforms::<4>(),
+                four: transforms::<6>(),
+            };
+
+            instance!(@transforms $vector $(, $features)?);
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn transform_output<const S: usize>(job: &Output) {
-                // SAFETY: this function has the features; the layouts are the caller's.
-                unsafe { output::<$vector, S>(job) }
+            unsafe fn round_all_weights(job: &mut RoundWeights) {
+                round_weights(job)
             }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn round_all_inputs(job: &RoundInputs) {
+                // SAFETY: this function has the features; the layouts are the caller's.
+                unsafe { round_inputs::<$vector>(job) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn multiply<const T: usize>(job: &Product) {
+                // SAFETY: this function has the features; the layouts are the caller's.
+                unsafe { half::product::<$vector, $panel, T>(job) }
+            }
+        }
+    };
+    (@transforms $vector:ty $(, $features:literal)?) => {
+        const fn transforms<const S: usize>() -> Transforms {
+            Transforms {
+                weights: transform_weights::<S>,
+                input: transform_input::<S>,
+                output: transform_output::<S>,
+            }
+        }
+
+        $(#[target_feature(enable = $features)])?
+        unsafe fn transform_weights<const S: usize>(job: &mut Weights) {
+            weights::<S>(job)
+        }
+
+        $(#[target_feature(enable = $features)])?
+        unsafe fn transform_input<const S: usize>(job: &Input) {
+            // SAFETY: this function has the features; the layouts are the caller's.
+            unsafe { input::<$vector, S>(job) }
+        }
+
+        $(#[target_feature(enable = $features)])?
+        unsafe fn transform_output<const S: usize>(job: &Output) {
+            // SAFETY: this function has the features; the layouts are the caller's.
+            unsafe { output::<$vector, S>(job) }
         }
     };
     (@tiles [$($tiles:literal)*]) => { [$(multiply::<$tiles>),*] };
@@ -135,3 +199,17 @@ instance!(
 );
 #[cfg(target_arch = "aarch64")]
 instance!(neon, Neon, 1, [1 2 3 4 5], "neon_winograd_f32_16x5", "neon");
+
+instance!(half plain_half, Plain, 1, [1 2 3 4], "plain_winograd_i16_16x4");
+#[cfg(target_arch = "x86_64")]
+instance!(half avx2_half, Avx2, 1, [1 2 3 4 5 6], "avx2_winograd_i16_16x6", "avx2,fma");
+#[cfg(target_arch = "x86_64")]
+instance!(
+    half
+    avx512_half,
+    Avx512,
+    2,
+    [1 2 3 4 5 6 7 8 9 10 11 12 13 14],
+    "avx512_winograd_i16_32x14",
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
+);

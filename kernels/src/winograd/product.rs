@@ -5,17 +5,22 @@ use crate::vector::{LANES, Vector};
 
 /// One panel times some tiles.
 pub(super) struct Product {
-    /// `[in_blocks * 16, panel]`
+    /// `[in_blocks * 16, panel]`, or of pairs `[in_blocks * 8, panel]`
     pub(super) weights: *const f32,
-    /// `[in_blocks, stride / 16, 16]`
+    /// `[panel]`, for pairs.
+    pub(super) weight_scales: *const f32,
+    /// `[in_blocks, input_stride / 16, 16]`, or of pairs `[in_blocks, input_stride / 8, 8]`
     pub(super) inputs: *const f32,
+    /// One for each tile, for pairs.
+    pub(super) input_scales: *const f32,
     pub(super) in_blocks: usize,
-    /// Elements from one block of channels to the next, of inputs and results.
-    pub(super) stride: usize,
+    /// Elements from one block of channels to the next.
+    pub(super) input_stride: usize,
     /// `[panel / 16, stride / 16, 16]`
     pub(super) to: *mut f32,
+    pub(super) stride: usize,
     /// The weights to ask for meanwhile, because the next product needs them, and how
-    /// many of them for each input channel.
+    /// many of them for each row of this panel.
     pub(super) ahead: *const f32,
     pub(super) ahead_step: usize,
 }
@@ -34,8 +39,8 @@ pub(super) unsafe fn product<V: Vector, const P: usize, const T: usize>(job: &Pr
         let quarter = job.in_blocks * LANES * P * LANES / 4;
         let (mut weights, mut ahead) = (job.weights, job.ahead);
         for block in 0..job.in_blocks {
-            let mut inputs = job.inputs.add(block * job.stride);
-            let next = job.inputs.wrapping_add((block + 1) * job.stride);
+            let mut inputs = job.inputs.add(block * job.input_stride);
+            let next = job.inputs.wrapping_add((block + 1) * job.input_stride);
             for part in 0..LANES / 4 {
                 for tile in part * T / 4..(part + 1) * T / 4 {
                     V::prefetch_near(next.wrapping_add(tile * LANES));

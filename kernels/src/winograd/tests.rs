@@ -87,29 +87,62 @@ fn sandwich(matrix: &[Vec<f64>], inner: &[f64], magnitudes: bool) -> Vec<f64> {
 /// less than the smallest denormal in each operation: 64 of them in an input
 /// transform with what multiplies them later, 1 in a weight and 1 in a product, 128 in
 /// an output transform.
-fn bounds(problem: &Problem, tile: Tile) -> Vec<f64> {
+///
+/// At half width, besides, each transformed weight and input is off by [`ROUNDED`] of its
+/// scale. Int32 sums are exact; their conversion, what further sums and both scales round
+/// is less than C products and sums do in float32, but for 4 with the smallest layers.
+fn bounds(problem: &Problem, precision: Precision, tile: Tile) -> Vec<f64> {
     let Problem { out_channels, in_channels, height, width, .. } = *problem;
     let (input, output) = (input_matrix(tile), output_matrix(tile));
     let (side, outputs, g) = (tile.side() + 2, tile.side(), weights_matrix(tile));
-    let relative = gamma(in_channels.next_multiple_of(CHANNEL_BLOCK) + 19);
+    let positions = side * side;
+    let relative = gamma(in_channels.next_multiple_of(CHANNEL_BLOCK) + 23);
+    let half = precision == Precision::Half;
+    let mut weights = vec![vec![vec![]; in_channels]; out_channels];
+    let mut weight_scales = vec![vec![0.0; positions]; out_channels];
+    for (o, (weights, scales)) in weights.iter_mut().zip(&mut weight_scales).enumerate() {
+        for (i, weights) in weights.iter_mut().enumerate() {
+            let kernel: Vec<f64> = problem.kernel(o, i).iter().map(|&g| f64::from(g)).collect();
+            *weights = sandwich(&g, &kernel, false);
+        }
+        if half {
+            *scales = (0..positions).map(|p| weight_scale(weights, p)).collect();
+        }
+    }
     let mut bounds = vec![0.0; out_channels * height * width];
     for top in (0..height).step_by(outputs) {
         for left in (0..width).step_by(outputs) {
-            let transformed = |i: usize| -> Vec<f64> {
-                let at = |p: usize| problem.bordered(i, top + p / side, left + p % side).abs();
-                sandwich(&input, &(0..side * side).map(at).collect::<Vec<_>>(), true)
+            let transformed = |i: usize, magnitudes: bool| -> Vec<f64> {
+                let at = |p: usize| {
+                    let value = problem.bordered(i, top + p / side, left + p % side);
+                    if magnitudes { value.abs() } else { value }
+                };
+                sandwich(&input, &(0..positions).map(at).collect::<Vec<_>>(), magnitudes)
             };
-            let inputs: Vec<Vec<f64>> = (0..in_channels).map(transformed).collect();
+            let inputs: Vec<Vec<f64>> = (0..in_channels).map(|i| transformed(i, true)).collect();
+            let mut input_scales = vec![0.0; positions];
+            if half {
+                let exact: Vec<_> = (0..in_channels).map(|i| transformed(i, false)).collect();
+                let largest = |p: usize| {
+                    let found = |(exact, input): (&Vec<f64>, &Vec<f64>)| {
+                        exact[p].abs() + relative * input[p] + 64.0 * SMALLEST
+                    };
+                    exact.iter().zip(&inputs).map(found).fold(0.0, f64::max)
+                };
+                let scale = |p| largest(p).max(half::LEAST_INPUT.into());
+                let most = f64::from(half::MOST_INPUT);
+                input_scales = (0..positions).map(|p| scale(p) / most).collect();
+            }
             for o in 0..out_channels {
-                let mut sum = vec![0.0; side * side];
-                for (i, input) in inputs.iter().enumerate() {
-                    let kernel: Vec<f64> =
-                        problem.kernel(o, i).iter().map(|&g| f64::from(g)).collect();
-                    let weights = sandwich(&g, &kernel, false);
-                    for ((sum, input), weight) in sum.iter_mut().zip(input).zip(weights) {
-                        let weight = weight.abs();
-                        *sum +=
-                            relative * input * weight + SMALLEST * (input + 64.0 * weight + 1.0);
+                let mut sum = vec![0.0; positions];
+                for (input, weights) in inputs.iter().zip(&weights[o]) {
+                    for p in 0..positions {
+                        let (input, weight) = (input[p], weights[p].abs());
+                        let off = [ROUNDED * input_scales[p], ROUNDED * weight_scales[o][p]];
+                        sum[p] += relative * input * weight
+                            + SMALLEST * (input + input_scales[p] + 64.0 * weight + 2.0)
+                            + off[0] * (weight + off[1])
+                            + input * off[1];
                     }
                 }
                 for (index, bound) in sandwich(&output, &sum, true).into_iter().enumerate() {
@@ -123,6 +156,21 @@ fn bounds(problem: &Problem, tile: Tile) -> Vec<f64> {
         }
     }
     bounds
+}
+
+/// How much of its scale a rounded number may be off: one half, and for the float32
+/// arithmetic that finds the nearest integer, less than 2^15, 5 roundings of it.
+const ROUNDED: f64 = 0.51;
+
+/// The scale that the weights of one output channel need at position `p`.
+fn weight_scale(weights: &[Vec<f64>], p: usize) -> f64 {
+    let mut scale = f64::from(f32::MIN_POSITIVE);
+    for weights in weights.chunks(half::FLUSH * CHANNEL_BLOCK) {
+        let magnitudes = weights.iter().map(|weights| weights[p].abs());
+        let most = magnitudes.clone().fold(0.0, f64::max);
+        scale = scale.max(magnitudes.sum::<f64>() / f64::from(half::WEIGHTS)).max(most / 32766.0);
+    }
+    scale
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -154,15 +202,26 @@ impl Case {
     }
 }
 
+const ALL: [(Precision, Tile); 4] = [
+    (Precision::Single, Tile::Two),
+    (Precision::Single, Tile::Four),
+    (Precision::Half, Tile::Two),
+    (Precision::Half, Tile::Four),
+];
+
+fn everything() -> impl Iterator<Item = (Isa, (Precision, Tile))> {
+    Isa::all().into_iter().flat_map(|isa| ALL.map(|all| (isa, all)))
+}
+
 fn check(case: Case) {
     check_problem(&format!("{case:?}"), &case.problem(), case.fuse, case.threads);
 }
 
 fn check_problem(what: &str, problem: &Problem, fuse: Fuse, threads: usize) {
-    for tile in [Tile::Two, Tile::Four] {
-        let (exact, bounds) = expected(problem, tile, fuse);
+    for (precision, tile) in ALL {
+        let (exact, bounds) = expected(problem, precision, tile, fuse);
         for isa in Isa::all() {
-            let (kernel, output) = run(isa, problem, tile, fuse, threads);
+            let (kernel, output) = run(isa, precision, problem, tile, fuse, threads);
             let what = format!("{kernel} {tile:?} {what}");
             compare(&what, problem.out_channels, &output, &exact, &bounds);
         }
@@ -170,9 +229,14 @@ fn check_problem(what: &str, problem: &Problem, fuse: Fuse, threads: usize) {
 }
 
 /// ReLU and pooling never take two values farther apart than the farthest pair was.
-fn expected(problem: &Problem, tile: Tile, fuse: Fuse) -> (Vec<f64>, Vec<f64>) {
+fn expected(
+    problem: &Problem,
+    precision: Precision,
+    tile: Tile,
+    fuse: Fuse,
+) -> (Vec<f64>, Vec<f64>) {
     let Problem { height, width, .. } = *problem;
-    let (mut exact, mut bounds) = (problem.direct(false), bounds(problem, tile));
+    let (mut exact, mut bounds) = (problem.direct(false), bounds(problem, precision, tile));
     problem.add_bias(&mut exact, false);
     if fuse.relu {
         exact.iter_mut().for_each(|value| *value = value.max(0.0));
@@ -185,13 +249,16 @@ fn expected(problem: &Problem, tile: Tile, fuse: Fuse) -> (Vec<f64>, Vec<f64>) {
 
 fn run(
     isa: Isa,
+    precision: Precision,
     problem: &Problem,
     tile: Tile,
     fuse: Fuse,
     threads: usize,
 ) -> (&'static str, Vec<f32>) {
     let Problem { out_channels, in_channels, height, width, .. } = *problem;
-    let conv = Conv3x3::new(isa, tile, out_channels, in_channels, &problem.weights, &problem.bias);
+    let Problem { weights, bias, .. } = problem;
+    let conv =
+        Conv3x3::with_precision(isa, precision, tile, out_channels, in_channels, weights, bias);
     let mut input = vec![f32::NAN; blocked_len(in_channels, height, width)];
     block(in_channels, height * width, &problem.input, &mut input);
     let (out_height, out_width) = if fuse.pool { (height / 2, width / 2) } else { (height, width) };
@@ -259,12 +326,91 @@ fn extreme_values_and_denormals() {
     }
 }
 
+/// Int32 sums as large as they can become, one after another: at each position of a tile
+/// inside the image, all products of an output channel have the same sign. Its largest
+/// weight makes up more than the others together, or all are equal, over more channels than
+/// are added up in int32.
+#[test]
+fn sums_at_their_limit() {
+    for (in_channels, first) in [(1, 1.0), (2, 1.0), (512, 1.0), (512, 1e3), (600, 1.0), (600, 1e3)]
+    {
+        for sign in [1.0, -1.0] {
+            let weight = |index: usize| if index < 9 { sign * first } else { sign };
+            let problem = Problem {
+                out_channels: 2,
+                in_channels,
+                height: 9,
+                width: 9,
+                weights: (0..2 * in_channels * 9)
+                    .map(|at| weight(at % (in_channels * 9)))
+                    .collect(),
+                bias: vec![0.0; 2],
+                input: vec![1.0; in_channels * 81],
+            };
+            check_problem(&format!("{in_channels} channels of {sign}"), &problem, fuse(0), 1);
+        }
+    }
+}
+
+/// More channels than are added up in int32.
+#[test]
+fn many_channels() {
+    for (seed, in_channels) in [513, 527, 600].into_iter().enumerate() {
+        check(Case {
+            out_channels: 5,
+            in_channels,
+            height: 6,
+            width: 9,
+            weight_scale: 1.0,
+            input_scale: 1.0,
+            fuse: fuse(seed),
+            threads: 2,
+            seed: seed as u64,
+        });
+    }
+}
+
+/// What is not finite makes everything that it has part in not finite, so that it is
+/// noticed.
+#[test]
+fn what_is_not_finite_stays() {
+    let case = Case {
+        out_channels: 33,
+        in_channels: 20,
+        height: 5,
+        width: 5,
+        weight_scale: 1.0,
+        input_scale: 1.0,
+        fuse: fuse(0),
+        threads: 1,
+        seed: 1,
+    };
+    for (isa, (precision, tile)) in everything() {
+        for value in [f32::NAN, f32::INFINITY] {
+            let mut problem = case.problem();
+            problem.weights[9 * 20 * 9] = value;
+            let (kernel, output) = run(isa, precision, &problem, tile, case.fuse, 1);
+            let lane = |channel: usize| channel / 16 * 25 * 16 + 12 * 16 + channel % 16;
+            assert!(!output[lane(9)].is_finite(), "{kernel} {tile:?} with a weight of {value}");
+            assert!(output[lane(8)].is_finite(), "{kernel} {tile:?} with a weight of {value}");
+
+            let mut problem = case.problem();
+            problem.input[3 * 25 + 12] = value;
+            let (kernel, output) = run(isa, precision, &problem, tile, case.fuse, 1);
+            let lanes = (0..33).map(lane);
+            let found = lanes.filter(|&lane| !output[lane].is_finite()).count();
+            assert!(found == 33, "{kernel} {tile:?} with an input of {value}: {found} of 33");
+        }
+    }
+}
+
 /// All layers of a VGG-19 with an eighth of its channels at 32 x 32: each is checked on
 /// what the one before it made, on every instruction set.
 #[test]
 fn a_whole_vgg_chain() {
     let blocks = [(2, 8), (2, 16), (4, 32), (4, 64), (4, 64)];
-    for isa in Isa::all() {
+    let all = |isa| [(isa, Precision::Single), (isa, Precision::Half)];
+    for (isa, precision) in Isa::all().into_iter().flat_map(all) {
         let mut random = Random(3);
         let (mut channels, mut side) = (3, 32);
         let mut input = random.floats(3 * side * side, 2.0);
@@ -282,8 +428,8 @@ fn a_whole_vgg_chain() {
                 };
                 let fuse = Fuse { relu: true, pool: layer + 1 == layers };
                 let tile = Tile::choose(7 * side, 7 * side);
-                let (exact, bounds) = expected(&problem, tile, fuse);
-                let (kernel, output) = run(isa, &problem, tile, fuse, 2);
+                let (exact, bounds) = expected(&problem, precision, tile, fuse);
+                let (kernel, output) = run(isa, precision, &problem, tile, fuse, 2);
                 let what = format!("{kernel} {channels} to {out_channels} at {side}");
                 compare(&what, out_channels, &output, &exact, &bounds);
                 channels = out_channels;
@@ -309,11 +455,11 @@ fn the_number_of_threads_changes_nothing() {
             threads: 1,
             seed: 9,
         };
-        for isa in Isa::all() {
-            let (kernel, one) = run(isa, &case.problem(), Tile::Four, case.fuse, 1);
+        for (isa, (precision, tile)) in everything() {
+            let (kernel, one) = run(isa, precision, &case.problem(), tile, case.fuse, 1);
             for threads in [2, 3, 5] {
-                let (_, more) = run(isa, &case.problem(), Tile::Four, case.fuse, threads);
-                assert!(one == more, "{kernel} with {threads} threads {case:?}");
+                let (_, more) = run(isa, precision, &case.problem(), tile, case.fuse, threads);
+                assert!(one == more, "{kernel} with {threads} threads {tile:?} {case:?}");
             }
         }
     }
@@ -332,12 +478,18 @@ fn a_stem_changes_nothing() {
         let input = random.floats(3 * height * width, 1.0);
         let fuse = fuse(random.below(4));
         let parallel = Threads(1 + random.below(3));
-        for (isa, tile) in
-            Isa::all().into_iter().flat_map(|isa| [(isa, Tile::Two), (isa, Tile::Four)])
-        {
+        for (isa, (precision, tile)) in everything() {
             let first = Direct3x3::new(isa, between, 3, &first_weights, &bias[..between]);
-            let conv =
-                Conv3x3::new(isa, tile, out_channels, between, &weights, &bias[..out_channels]);
+            let bias = &bias[..out_channels];
+            let conv = Conv3x3::with_precision(
+                isa,
+                precision,
+                tile,
+                out_channels,
+                between,
+                &weights,
+                bias,
+            );
             let mut middle = vec![f32::NAN; blocked_len(between, height, width)];
             let mut scratch = vec![f32::NAN; first.scratch_len(height, width)];
             first.run(&parallel, &input, height, width, &mut middle, true, &mut scratch);
@@ -382,7 +534,7 @@ fn an_empty_image_is_no_work() {
             threads: 2,
             seed: 1,
         };
-        assert!(run(isa, &case.problem(), Tile::Four, case.fuse, 2).1.is_empty());
+        assert!(run(isa, Precision::Half, &case.problem(), Tile::Four, case.fuse, 2).1.is_empty());
     }
 }
 

@@ -1,0 +1,251 @@
+//! Products at half the width: transformed weights and inputs rounded to int16, in pairs
+//! of neighbouring input channels, with sums in int32.
+//!
+//! Scales are as fine as they can be outside of a sum: transformed weights have one for
+//! each position and output channel, transformed inputs one for each position and tile,
+//! from the tile's largest magnitude. So the scale of a tile does not depend on how the
+//! image is cut into batches.
+//!
+//! No sum overflows. An input is at most [`MOST_INPUT`] in magnitude, and the weights of
+//! the [`FLUSH`] blocks of channels that are added up in int32 have magnitudes of at most
+//! [`MOST_WEIGHTS`] together, by the choice of their scale. Sums of more channels go on in
+//! float32.
+
+use super::product::Product;
+use crate::layout::CHANNEL_BLOCK;
+use crate::vector::{LANES, Pairs};
+
+/// Pairs in a block of channels.
+pub(super) const PAIRS: usize = CHANNEL_BLOCK / 2;
+
+/// Blocks of input channels whose products are added up in int32.
+pub(super) const FLUSH: usize = 32;
+
+/// The largest magnitude of a rounded input. Two bits less than int16 has leave these to the
+/// weights, whose rounding would else be the greater error.
+pub(super) const MOST_INPUT: f32 = 8191.0;
+
+/// The most that magnitudes of rounded weights add up to, over [`FLUSH`] blocks.
+const MOST_WEIGHTS: i32 = i32::MAX / MOST_INPUT as i32;
+
+/// What magnitudes of weights over their scale may add up to before they are rounded:
+/// rounding adds at most one half for each, and 32 is more than float32 is off.
+pub(super) const WEIGHTS: f32 = (MOST_WEIGHTS - (FLUSH * CHANNEL_BLOCK) as i32 / 2 - 32) as f32;
+
+/// Smaller magnitudes of transformed inputs are rounded as if this were the largest, so
+/// that no scale is a denormal.
+pub(super) const LEAST_INPUT: f32 = f32::from_bits((127 - 100) << 23);
+
+/// The weights of one panel at one position.
+pub(super) struct RoundWeights<'a> {
+    /// `[channels, panel]`
+    pub(super) from: &'a [f32],
+    pub(super) panel: usize,
+    /// `[channels / 2, panel]` of pairs.
+    pub(super) to: &'a mut [f32],
+    /// `[panel]`
+    pub(super) scales: &'a mut [f32],
+}
+
+/// Rounds weights; those of an output channel that has one which is not finite get a
+/// scale that is not a number.
+#[inline(always)]
+pub(super) fn round_weights(job: &mut RoundWeights) {
+    for first in (0..job.panel).step_by(LANES) {
+        let mut least = [f32::MIN_POSITIVE; LANES];
+        for rows in job.from.chunks(FLUSH * CHANNEL_BLOCK * job.panel) {
+            let (mut sum, mut most) = ([0.0; LANES], [0.0f32; LANES]);
+            for row in rows.chunks_exact(job.panel) {
+                for ((sum, most), weight) in sum.iter_mut().zip(&mut most).zip(&row[first..]) {
+                    *sum += weight.abs();
+                    *most = most.max(weight.abs());
+                }
+            }
+            for ((least, sum), most) in least.iter_mut().zip(sum).zip(most) {
+                let needed = (sum / WEIGHTS).max(most / 32766.0);
+                *least = if sum.is_finite() { least.max(needed) } else { f32::INFINITY };
+            }
+        }
+        let mut factors = [0.0; LANES];
+        for ((factor, scale), least) in factors.iter_mut().zip(&mut job.scales[first..]).zip(least)
+        {
+            *factor = 1.0 / least;
+            *scale = if least.is_finite() { least } else { f32::NAN };
+        }
+        let rows = job.from.chunks_exact(2 * job.panel);
+        for (rows, to) in rows.zip(job.to.chunks_exact_mut(job.panel)) {
+            for lane in 0..LANES {
+                let round = |weight: f32| (weight * factors[lane]).round_ties_even() as i16 as u16;
+                let (low, high) =
+                    (round(rows[first + lane]), round(rows[job.panel + first + lane]));
+                to[first + lane] = f32::from_bits(u32::from(high) << 16 | u32::from(low));
+            }
+        }
+    }
+}
+
+/// Tiles that are transformed before they are rounded, while they are in a near cache.
+pub(super) const GROUP: usize = 16;
+
+/// The transformed inputs of some tiles.
+pub(super) struct RoundInputs {
+    /// `[positions, from_stride]`, of which `[in_blocks, count, 16]` are read.
+    pub(super) from: *const f32,
+    pub(super) from_stride: usize,
+    pub(super) positions: usize,
+    pub(super) in_blocks: usize,
+    /// At most [`GROUP`].
+    pub(super) count: usize,
+    /// `[positions, stride]`, of which `[in_blocks, batch, 8]` pairs, the first `count` of
+    /// each `batch`, are written.
+    pub(super) to: *mut f32,
+    pub(super) batch: usize,
+    /// `[positions, stride]`, of which the first `count` are written.
+    pub(super) scales: *mut f32,
+    pub(super) stride: usize,
+}
+
+/// Rounds inputs; those of a tile that has one which is not finite get a scale that is not
+/// a number.
+///
+/// # Safety
+///
+/// The instruction set of `V`; the layouts of [`RoundInputs`].
+#[inline(always)]
+pub(super) unsafe fn round_inputs<V: Pairs>(job: &RoundInputs) {
+    for position in 0..job.positions {
+        let from = job.from.wrapping_add(position * job.from_stride);
+        let to = job.to.wrapping_add(position * job.stride);
+        let (mut scales, mut factors) = ([0.0; GROUP], [0.0; GROUP]);
+        // SAFETY: the caller has the instruction set; `from`, `to` and the scales are those
+        // of one position.
+        unsafe {
+            for (tile, most) in scales.iter_mut().enumerate().take(job.count) {
+                let mut both = [V::zero(); 2];
+                for block in 0..job.in_blocks {
+                    let inputs = V::load(from.add((block * job.count + tile) * LANES));
+                    both[block % 2] = both[block % 2].larger_magnitude(inputs);
+                }
+                *most = both[0].larger_magnitude(both[1]).largest();
+            }
+            for (scale, factor) in scales.iter_mut().zip(&mut factors) {
+                let most = if *scale > LEAST_INPUT { *scale } else { LEAST_INPUT };
+                let finite = scale.is_finite();
+                *scale = if finite { most * (1.0 / MOST_INPUT) } else { f32::NAN };
+                *factor = if finite { MOST_INPUT / most } else { 0.0 };
+            }
+            for (tile, (scale, factor)) in scales.iter().zip(&factors).enumerate().take(job.count) {
+                *job.scales.add(position * job.stride + tile) = *scale;
+                let factor = V::splat(*factor);
+                for block in 0..job.in_blocks {
+                    let inputs = V::load(from.add((block * job.count + tile) * LANES));
+                    let to = to.add((block * job.batch + tile) * PAIRS);
+                    inputs.mul(factor).store_rounded(to.cast());
+                }
+            }
+        }
+    }
+}
+
+/// `T` tiles by a panel of `P` vectors.
+///
+/// # Safety
+///
+/// The instruction set of `V`; the layouts of [`Product`] with pairs, scales and at least
+/// `T` tiles.
+#[inline(always)]
+pub(super) unsafe fn product<V: Pairs, const P: usize, const T: usize>(job: &Product) {
+    // SAFETY: the caller has the instruction set; `inputs` and `weights` advance by four
+    // pairs of channels each time, which ends at the end of the last block.
+    unsafe {
+        let quarter = job.in_blocks * PAIRS * P * LANES / 4;
+        let (mut weights, mut ahead) = (job.weights, job.ahead);
+        let mut first = 0;
+        while first < job.in_blocks {
+            let end = (first + FLUSH).min(job.in_blocks);
+            let mut sums = [[V::no_sums(); P]; T];
+            for block in first..end {
+                let mut inputs = job.inputs.add(block * job.input_stride);
+                let next = job.inputs.wrapping_add((block + 1) * job.input_stride);
+                for part in 0..PAIRS / 4 {
+                    for line in part * T / 4..(part + 1) * T / 4 {
+                        V::prefetch_near(next.wrapping_add(line * LANES));
+                    }
+                    step::<V, P, T>(&mut sums, weights, inputs, ahead, quarter, 0);
+                    step::<V, P, T>(&mut sums, weights, inputs, ahead, quarter, 1);
+                    step::<V, P, T>(&mut sums, weights, inputs, ahead, quarter, 2);
+                    step::<V, P, T>(&mut sums, weights, inputs, ahead, quarter, 3);
+                    weights = weights.add(4 * P * LANES);
+                    ahead = ahead.wrapping_add(job.ahead_step);
+                    inputs = inputs.add(4);
+                }
+            }
+            if end - first == job.in_blocks {
+                for vector in 0..P {
+                    let scale = V::load(job.weight_scales.add(vector * LANES));
+                    for (tile, sums) in sums.iter().enumerate() {
+                        let input_scale = V::splat(*job.input_scales.add(tile));
+                        let to = job.to.add(vector * job.stride + tile * LANES);
+                        V::of_sums(sums[vector]).mul(scale).mul(input_scale).store(to);
+                    }
+                }
+                return;
+            }
+            if first > 0 {
+                for (tile, sums) in sums.iter().enumerate() {
+                    for (vector, sum) in sums.iter().enumerate() {
+                        let to = job.to.add(vector * job.stride + tile * LANES);
+                        V::of_sums(*sum).add(V::load(to)).store(to);
+                    }
+                }
+            } else {
+                for (tile, sums) in sums.iter().enumerate() {
+                    for (vector, sum) in sums.iter().enumerate() {
+                        let to = job.to.add(vector * job.stride + tile * LANES);
+                        V::of_sums(*sum).store(to);
+                    }
+                }
+            }
+            first = end;
+        }
+        for vector in 0..P {
+            let scale = V::load(job.weight_scales.add(vector * LANES));
+            for tile in 0..T {
+                let to = job.to.add(vector * job.stride + tile * LANES);
+                let input_scale = V::splat(*job.input_scales.add(tile));
+                V::load(to).mul(scale).mul(input_scale).store(to);
+            }
+        }
+    }
+}
+
+/// Pair number `row` of four.
+///
+/// # Safety
+///
+/// The instruction set of `V`; four pairs of weights and of the inputs of `T` tiles.
+#[inline(always)]
+unsafe fn step<V: Pairs, const P: usize, const T: usize>(
+    sums: &mut [[V::Integers; P]; T],
+    weights: *const f32,
+    inputs: *const f32,
+    ahead: *const f32,
+    quarter: usize,
+    row: usize,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let from = weights.add(row * P * LANES);
+        let mut weights = [V::pairs(from); P];
+        for (vector, weights) in weights.iter_mut().enumerate() {
+            V::prefetch(ahead.wrapping_add(row * quarter + vector * LANES));
+            *weights = V::pairs(from.add(vector * LANES));
+        }
+        for (tile, sums) in sums.iter_mut().enumerate() {
+            let input = V::pair(inputs.add(tile * PAIRS + row));
+            for (sum, weights) in sums.iter_mut().zip(&weights) {
+                *sum = V::dot(*weights, input, *sum);
+            }
+        }
+    }
+}
