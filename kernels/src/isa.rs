@@ -17,6 +17,9 @@ pub(crate) enum Kind {
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// The same with VNNI, which multiplies bytes and sums in one instruction.
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
     /// aarch64 Advanced SIMD.
     #[cfg(target_arch = "aarch64")]
     Neon,
@@ -41,6 +44,9 @@ impl Isa {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
+            if avx2 && avx512 && is_x86_feature_detected!("avx512vnni") {
+                kinds.push(Kind::Vnni);
+            }
             if avx2 && avx512 {
                 kinds.push(Kind::Avx512);
             }
@@ -56,13 +62,14 @@ impl Isa {
         kinds.into_iter().map(Isa).collect()
     }
 
-    /// The instruction set called `name` (`plain`, `avx2`, `avx512`, `neon`), if
+    /// The instruction set called `name` (`plain`, `avx2`, `avx512`, `avx512vnni`, `neon`), if
     /// this machine has it.
     pub fn by_name(name: &str) -> Option<Isa> {
         Isa::all().into_iter().find(|isa| isa.name() == name)
     }
 
-    /// `plain`, `avx2`, `avx512` or `neon`: the first word of its kernels' names.
+    /// `plain`, `avx2`, `avx512`, `avx512vnni` or `neon`: the first word of its kernels' names,
+    /// except where a kernel has nothing more to gain from it than from a smaller one.
     pub fn name(self) -> &'static str {
         match self.0 {
             Kind::Plain => "plain",
@@ -70,6 +77,8 @@ impl Isa {
             Kind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Vnni => "avx512vnni",
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => "neon",
         }

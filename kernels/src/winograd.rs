@@ -90,8 +90,8 @@ pub struct Conv3x3 {
     tile: Tile,
     out_channels: usize,
     in_channels: usize,
-    weights: Aligned,
-    bias: Aligned,
+    weights: Aligned<f32>,
+    bias: Aligned<f32>,
 }
 
 impl Conv3x3 {
@@ -228,7 +228,7 @@ impl Conv3x3 {
         }
     }
 
-    fn pack(&self, weights: &[f32]) -> Aligned {
+    fn pack(&self, weights: &[f32]) -> Aligned<f32> {
         let (panel, panels) = (self.kernels.panel, self.panels());
         let mut packed = Aligned::zeroed(self.tile.positions() * panels * self.panel_len());
         for number in 0..panels {
@@ -315,9 +315,9 @@ struct Run<'a> {
     plan: &'a Plan,
     height: usize,
     width: usize,
-    output: Parts<'a>,
+    output: Parts<'a, f32>,
     fuse: Fuse,
-    scratch: Parts<'a>,
+    scratch: Parts<'a, f32>,
 }
 
 impl Run<'_> {
