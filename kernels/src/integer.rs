@@ -63,6 +63,8 @@ pub(crate) trait Sums: Copy {
     unsafe fn store_scaled(self, scales: *const f32, to: *mut u8);
     /// Asks for the cache line at `at` (any address, never a fault) in the core's own second cache.
     fn prefetch(at: *const i16);
+    /// The same in the core's first cache.
+    fn prefetch_near(at: *const i16);
 }
 
 /// An instruction that multiplies weights of sixteen output channels with inputs, and adds.

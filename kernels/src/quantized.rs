@@ -39,18 +39,16 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// The faster one for `in_channels` images of `height` x `width`.
-    pub fn choose(isa: Isa, in_channels: usize, height: usize, width: usize) -> Algorithm {
-        let kernels = instances::of(isa);
+    /// The faster one for images of `height` x `width`.
+    pub fn choose(isa: Isa, parameters: &Parameters<'_>, height: usize, width: usize) -> Algorithm {
+        let Parameters { in_channels, zero, .. } = *parameters;
         let tiles = height.div_ceil(4) * width.div_ceil(4);
-        let direct = 9 * height * width / kernels.direct.speed;
-        if in_channels < CHANNEL_BLOCK
-            || in_channels > winograd::MOST_CHANNELS
-            || direct < 36 * tiles.max(FEW_TILES)
-        {
-            Algorithm::Direct
-        } else {
+        let direct = 9 * height * width / instances::of(isa).direct.speed;
+        let exact = zero == 0 && in_channels <= winograd::MOST_CHANNELS;
+        if exact && in_channels >= CHANNEL_BLOCK && direct >= 36 * tiles.max(FEW_TILES) {
             Algorithm::Winograd
+        } else {
+            Algorithm::Direct
         }
     }
 }

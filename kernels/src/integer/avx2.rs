@@ -132,6 +132,11 @@ impl Sums for Avx2Sums {
     fn prefetch(at: *const i16) {
         Avx2::prefetch(at.cast());
     }
+
+    #[inline(always)]
+    fn prefetch_near(at: *const i16) {
+        Avx2::prefetch_near(at.cast());
+    }
 }
 
 /// `vpmaddwd`: pairs of int16, exact unless both products are of the lowest int16.

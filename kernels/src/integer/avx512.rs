@@ -80,6 +80,11 @@ impl Sums for Avx512Sums {
     fn prefetch(at: *const i16) {
         Avx512::prefetch(at.cast());
     }
+
+    #[inline(always)]
+    fn prefetch_near(at: *const i16) {
+        Avx512::prefetch_near(at.cast());
+    }
 }
 
 /// `vpmaddwd` and an addition: pairs of int16, exact unless both products are of the lowest

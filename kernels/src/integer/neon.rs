@@ -154,6 +154,11 @@ impl Sums for NeonSums {
     fn prefetch(at: *const i16) {
         Neon::prefetch(at.cast());
     }
+
+    #[inline(always)]
+    fn prefetch_near(at: *const i16) {
+        Neon::prefetch_near(at.cast());
+    }
 }
 
 /// `smlal`: one int16 at a time.

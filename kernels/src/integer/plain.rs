@@ -129,6 +129,9 @@ impl Sums for PlainSums {
 
     #[inline(always)]
     fn prefetch(_at: *const i16) {}
+
+    #[inline(always)]
+    fn prefetch_near(_at: *const i16) {}
 }
 
 /// A weight and an input at a time.

@@ -359,6 +359,10 @@ where
         let (mut weights, mut ahead) = (job.weights, job.ahead);
         for block in 0..job.in_blocks {
             let inputs = job.inputs.add(block * job.stride);
+            let next = job.inputs.wrapping_add((block + 1) * job.stride);
+            for tile in (0..T).step_by(2) {
+                D::Sums::prefetch_near(next.wrapping_add(tile * LANES));
+            }
             for step in 0..steps {
                 let inputs = inputs.add(step * D::GROUP);
                 let place = step % 4 * quarter + step / 4 * (job.ahead_step / (steps / 4));
