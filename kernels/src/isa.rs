@@ -23,6 +23,9 @@ pub(crate) enum Kind {
     /// aarch64 Advanced SIMD.
     #[cfg(target_arch = "aarch64")]
     Neon,
+    /// The same with SDOT, which multiplies bytes and sums in one instruction.
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 impl Isa {
@@ -56,20 +59,23 @@ impl Isa {
         }
         #[cfg(target_arch = "aarch64")]
         if std::arch::is_aarch64_feature_detected!("neon") {
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                kinds.push(Kind::NeonDot);
+            }
             kinds.push(Kind::Neon);
         }
         kinds.push(Kind::Plain);
         kinds.into_iter().map(Isa).collect()
     }
 
-    /// The instruction set called `name` (`plain`, `avx2`, `avx512`, `avx512vnni`, `neon`), if
-    /// this machine has it.
+    /// The instruction set called `name` (`plain`, `avx2`, `avx512`, `avx512vnni`, `neon`,
+    /// `neondot`), if this machine has it.
     pub fn by_name(name: &str) -> Option<Isa> {
         Isa::all().into_iter().find(|isa| isa.name() == name)
     }
 
-    /// `plain`, `avx2`, `avx512`, `avx512vnni` or `neon`: the first word of its kernels' names,
-    /// except where a kernel has nothing more to gain from it than from a smaller one.
+    /// `plain`, `avx2`, `avx512`, `avx512vnni`, `neon` or `neondot`: the first word of its
+    /// kernels' names, or of those that make do with less.
     pub fn name(self) -> &'static str {
         match self.0 {
             Kind::Plain => "plain",
@@ -81,6 +87,8 @@ impl Isa {
             Kind::Vnni => "avx512vnni",
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot => "neondot",
         }
     }
 

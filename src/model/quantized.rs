@@ -98,6 +98,7 @@ impl<'a> Chain<'a> {
 }
 
 /// How numbers are bytes: value = scale x (byte - zero).
+#[derive(Clone, Copy)]
 struct Scale {
     scale: f32,
     zero: u8,

@@ -6,7 +6,7 @@ use super::transform::{Input, Output, input, output};
 use super::winograd::{Product, WinogradKernels, pack as pack_winograd, product};
 use crate::integer::Dot;
 #[cfg(target_arch = "aarch64")]
-use crate::integer::neon::{NeonLong, NeonSums, NeonWords};
+use crate::integer::neon::{NeonLong, NeonQuads, NeonSums, NeonWords};
 use crate::integer::plain::{PlainDot, PlainSums, PlainWords};
 #[cfg(target_arch = "x86_64")]
 use crate::integer::{
@@ -36,6 +36,8 @@ pub(super) fn of(isa: Isa) -> &'static Kernels {
         Kind::Vnni => &vnni::KERNELS,
         #[cfg(target_arch = "aarch64")]
         Kind::Neon => &neon::KERNELS,
+        #[cfg(target_arch = "aarch64")]
+        Kind::NeonDot => &neondot::KERNELS,
     }
 }
 
@@ -155,4 +157,14 @@ instance!(
     [1 2 3 4 5 6],
     ["neon_direct3x3_u8i8_16x6", "neon_winograd_u8i8_16x6"],
     "neon"
+);
+#[cfg(target_arch = "aarch64")]
+instance!(
+    neondot,
+    [NeonQuads, NeonLong, NeonWords, NeonSums],
+    8,
+    1,
+    [1 2 3 4 5 6],
+    ["neondot_direct3x3_u8i8_16x6", "neon_winograd_u8i8_16x6"],
+    "neon,dotprod"
 );
