@@ -390,6 +390,7 @@ where
 }
 
 /// Packs the transformed weights of all panels.
+#[expect(clippy::needless_range_loop, reason = "lanes are the second index")]
 #[inline(always)]
 pub(super) fn pack<D: Dot>(parameters: &Parameters<'_>, panel: usize, to: &mut [u8]) {
     let Parameters { out_channels, in_channels, weights, .. } = *parameters;
