@@ -1,12 +1,14 @@
 //! One variant, loaded and ready to run: the only user of tract.
 //!
 //! tract reads the graph and runs it. Before it sees the graph, the layers that our own kernels are
-//! faster at are taken out and become ops of our own: `convolution` and `linear`. It must not
-//! know where inputs come from or what the classes mean.
+//! faster at are taken out and become ops of our own: `convolution`, `quantized` and `linear`. It must
+//! not know where inputs come from or what the classes mean.
 
+mod chain;
 mod convolution;
 mod linear;
 mod op;
+mod quantized;
 mod weights;
 
 use std::collections::HashSet;
@@ -216,6 +218,7 @@ fn plan(
     let mut files = weights::Files::new(directory);
     let mut taken = linear::take(graph, &mut files, engine)?;
     taken.extend(convolution::take(graph, &mut files, engine, variant.side())?);
+    taken.extend(quantized::take(graph, &mut files, engine, variant.side())?);
     drop_unread(graph);
     let folder = directory.to_str().context("the folder's name is not UTF-8")?;
     let mut model = tract_onnx::onnx().parse(&proto, Some(folder))?.model;

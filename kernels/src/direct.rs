@@ -22,8 +22,8 @@ pub struct Direct3x3 {
     out_channels: usize,
     in_channels: usize,
     /// `[panels, in_channels * 9, panel]`
-    weights: Aligned,
-    bias: Aligned,
+    weights: Aligned<f32>,
+    bias: Aligned<f32>,
 }
 
 impl Direct3x3 {
@@ -301,9 +301,9 @@ fn of(isa: Isa) -> &'static Kernels {
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => &avx2::KERNELS,
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 => &avx512::KERNELS,
+        Kind::Avx512 | Kind::Vnni => &avx512::KERNELS,
         #[cfg(target_arch = "aarch64")]
-        Kind::Neon => &neon::KERNELS,
+        Kind::Neon | Kind::NeonDot => &neon::KERNELS,
     }
 }
 

@@ -17,9 +17,15 @@ pub(crate) enum Kind {
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// The same with VNNI, which multiplies bytes and sums in one instruction.
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
     /// aarch64 Advanced SIMD.
     #[cfg(target_arch = "aarch64")]
     Neon,
+    /// The same with SDOT, which multiplies bytes and sums in one instruction.
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 impl Isa {
@@ -41,6 +47,9 @@ impl Isa {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
+            if avx2 && avx512 && is_x86_feature_detected!("avx512vnni") {
+                kinds.push(Kind::Vnni);
+            }
             if avx2 && avx512 {
                 kinds.push(Kind::Avx512);
             }
@@ -50,19 +59,23 @@ impl Isa {
         }
         #[cfg(target_arch = "aarch64")]
         if std::arch::is_aarch64_feature_detected!("neon") {
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                kinds.push(Kind::NeonDot);
+            }
             kinds.push(Kind::Neon);
         }
         kinds.push(Kind::Plain);
         kinds.into_iter().map(Isa).collect()
     }
 
-    /// The instruction set called `name` (`plain`, `avx2`, `avx512`, `neon`), if
-    /// this machine has it.
+    /// The instruction set called `name` (`plain`, `avx2`, `avx512`, `avx512vnni`, `neon`,
+    /// `neondot`), if this machine has it.
     pub fn by_name(name: &str) -> Option<Isa> {
         Isa::all().into_iter().find(|isa| isa.name() == name)
     }
 
-    /// `plain`, `avx2`, `avx512` or `neon`: the first word of its kernels' names.
+    /// `plain`, `avx2`, `avx512`, `avx512vnni`, `neon` or `neondot`: the first word of its
+    /// kernels' names, or of those that make do with less.
     pub fn name(self) -> &'static str {
         match self.0 {
             Kind::Plain => "plain",
@@ -70,8 +83,12 @@ impl Isa {
             Kind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Vnni => "avx512vnni",
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot => "neondot",
         }
     }
 

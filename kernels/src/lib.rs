@@ -6,6 +6,7 @@
 //! - [`direct`]: the first 3x3 convolution, from a planar image.
 //! - [`winograd`]: the other 3x3 convolutions with bias, ReLU and max-pool, in float32 or
 //!   at half the width.
+//! - [`quantized`]: all of them on bytes, in integers.
 //! - [`linear`]: fully connected layers, a stream of weights from memory.
 //!
 //! Underneath:
@@ -14,14 +15,17 @@
 //! - [`parallel`]: how a kernel gets the caller's threads.
 //! - [`isa`]: what this processor can do; every kernel takes an [`Isa`].
 //! - `vector`: sixteen float32 lanes, or pairs of int16, one file per instruction set.
+//! - `integer`: sixteen int32 lanes, and what multiplies and sums, likewise.
 //!
-//! A kernel is written once over `vector` and instantiated once per instruction set,
+//! A kernel is written once over `vector` or `integer` and instantiated once per instruction set,
 //! as a function whose name says instruction set, operation, type and tile. The plain
 //! instance is the portable twin of the others, and all of them pass the same tests.
 
 pub mod direct;
 
 pub mod winograd;
+
+pub mod quantized;
 
 pub mod linear;
 
@@ -32,6 +36,7 @@ pub mod parallel;
 pub mod isa;
 
 mod aligned;
+mod integer;
 mod vector;
 
 #[cfg(test)]
@@ -42,4 +47,5 @@ mod reference;
 pub use direct::Direct3x3;
 pub use isa::Isa;
 pub use parallel::{Parallel, Sequential};
+pub use quantized::QConv3x3;
 pub use winograd::{Conv3x3, Fuse, Precision, Tile};

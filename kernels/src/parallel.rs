@@ -43,20 +43,27 @@ pub(crate) fn share(parallel: &dyn Parallel, items: usize, work: &(dyn Fn(usize,
 }
 
 /// A slice of which several workers write disjoint parts.
-#[derive(Clone, Copy)]
-pub(crate) struct Parts<'a> {
-    start: *mut f32,
+pub(crate) struct Parts<'a, T> {
+    start: *mut T,
     length: usize,
-    slice: PhantomData<&'a mut [f32]>,
+    slice: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: f32 is Send, and `at` leaves it to the caller that parts are disjoint.
-unsafe impl Send for Parts<'_> {}
-// SAFETY: as for Send.
-unsafe impl Sync for Parts<'_> {}
+impl<T> Clone for Parts<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
 
-impl<'a> Parts<'a> {
-    pub(crate) fn new(slice: &'a mut [f32]) -> Self {
+impl<T> Copy for Parts<'_, T> {}
+
+// SAFETY: the elements are Send, and `at` leaves it to the caller that parts are disjoint.
+unsafe impl<T: Send> Send for Parts<'_, T> {}
+// SAFETY: as for Send.
+unsafe impl<T: Send> Sync for Parts<'_, T> {}
+
+impl<'a, T> Parts<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
         Parts { start: slice.as_mut_ptr(), length: slice.len(), slice: PhantomData }
     }
 
@@ -66,7 +73,7 @@ impl<'a> Parts<'a> {
     ///
     /// While the pointer is used, no other worker uses these elements, unless both
     /// only read.
-    pub(crate) unsafe fn at(self, offset: usize, count: usize) -> *mut f32 {
+    pub(crate) unsafe fn at(self, offset: usize, count: usize) -> *mut T {
         assert!(
             offset.checked_add(count).is_some_and(|end| end <= self.length),
             "elements {offset} to {offset} + {count} of {}",

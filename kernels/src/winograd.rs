@@ -107,10 +107,10 @@ pub struct Conv3x3 {
     tile: Tile,
     out_channels: usize,
     in_channels: usize,
-    weights: Aligned,
+    weights: Aligned<f32>,
     /// `[positions, panels, panel]` if weights are int16.
-    weight_scales: Aligned,
-    bias: Aligned,
+    weight_scales: Aligned<f32>,
+    bias: Aligned<f32>,
 }
 
 impl Conv3x3 {
@@ -393,9 +393,9 @@ struct Run<'a> {
     plan: &'a Plan,
     height: usize,
     width: usize,
-    output: Parts<'a>,
+    output: Parts<'a, f32>,
     fuse: Fuse,
-    scratch: Parts<'a>,
+    scratch: Parts<'a, f32>,
 }
 
 impl Run<'_> {

@@ -7,12 +7,13 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto};
+use tract_onnx::pb::{GraphProto, NodeProto};
 use tract_onnx::tract_hir::internal::*;
 use vggd_kernels::layout::{blocked_len, unblock};
 use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Tile};
 
 use super::Engine;
+use super::chain::{CONVOLUTION_NEEDS, POOLING_NEEDS, is_2x2, is_3x3, reader};
 use super::op::{Layer, Taken};
 use super::weights::{Files, Parts, Weights};
 
@@ -70,28 +71,15 @@ struct Step<'a> {
 /// The convolutions that follow each other from the input on. What lies between two of them is read
 /// by nobody else.
 fn steps(graph: &GraphProto) -> Vec<Step<'_>> {
-    // Without pads a Conv has none, and without strides a MaxPool has stride 1.
-    let reader =
-        |name: &str, operator: &str, needed: &[&str], plain: fn(&AttributeProto) -> bool| {
-            let mut readers = graph.node.iter().filter(|node| node.input.iter().any(|i| i == name));
-            let node = readers.next()?;
-            let has =
-                |needed: &&str| node.attribute.iter().any(|attribute| attribute.name == **needed);
-            let fits = node.op_type == operator
-                && needed.iter().all(has)
-                && node.attribute.iter().all(plain)
-                && readers.next().is_none();
-            fits.then_some(node)
-        };
     let mut steps = Vec::new();
     let mut at = graph.input.first().map_or("", |input| input.name.as_str());
-    while let Some(node) = reader(at, "Conv", &["pads"], is_3x3) {
+    while let Some(node) = reader(graph, at, "Conv", CONVOLUTION_NEEDS, is_3x3) {
         let mut step = Step { node, fuse: Fuse::default(), output: &node.output[0] };
-        if let Some(relu) = reader(step.output, "Relu", &[], |_| false) {
+        if let Some(relu) = reader(graph, step.output, "Relu", &[], |_| false) {
             step.fuse.relu = true;
             step.output = &relu.output[0];
         }
-        if let Some(pool) = reader(step.output, "MaxPool", &["strides"], is_2x2) {
+        if let Some(pool) = reader(graph, step.output, "MaxPool", POOLING_NEEDS, is_2x2) {
             step.fuse.pool = true;
             step.output = &pool.output[0];
         }
@@ -99,26 +87,6 @@ fn steps(graph: &GraphProto) -> Vec<Step<'_>> {
         steps.push(step);
     }
     steps
-}
-
-fn is_3x3(attribute: &AttributeProto) -> bool {
-    match attribute.name.as_str() {
-        "kernel_shape" => attribute.ints == [3, 3],
-        "pads" => attribute.ints == [1, 1, 1, 1],
-        "strides" | "dilations" => attribute.ints == [1, 1],
-        "group" => attribute.i == 1,
-        _ => false,
-    }
-}
-
-fn is_2x2(attribute: &AttributeProto) -> bool {
-    match attribute.name.as_str() {
-        "kernel_shape" | "strides" => attribute.ints == [2, 2],
-        "pads" => attribute.ints == [0, 0, 0, 0],
-        "dilations" => attribute.ints == [1, 1],
-        "ceil_mode" => attribute.i == 0,
-        _ => false,
-    }
 }
 
 /// What a `Conv` computes with.

@@ -94,9 +94,9 @@ fn single(kind: Kind) -> &'static Kernels {
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => &avx2::KERNELS,
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 => &avx512::KERNELS,
+        Kind::Avx512 | Kind::Vnni => &avx512::KERNELS,
         #[cfg(target_arch = "aarch64")]
-        Kind::Neon => &neon::KERNELS,
+        Kind::Neon | Kind::NeonDot => &neon::KERNELS,
     }
 }
 
