@@ -93,14 +93,13 @@ impl Isa {
     }
 
     /// Whether it multiplies int16 faster than float32: what
-    /// [`Precision::Half`](crate::Precision::Half) needs to be worth while. AVX-512 does by
-    /// VNNI only.
+    /// [`Precision::Half`](crate::Precision::Half) needs to be worth while.
     pub fn has_half(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => true,
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => is_x86_feature_detected!("avx512vnni"),
+            Kind::Vnni => true,
             _ => false,
         }
     }

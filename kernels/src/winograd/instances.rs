@@ -82,7 +82,7 @@ pub(super) fn of(isa: Isa, precision: Precision) -> &'static Kernels {
         #[cfg(target_arch = "x86_64")]
         (Precision::Half, Kind::Avx2) => &avx2_half::KERNELS,
         #[cfg(target_arch = "x86_64")]
-        (Precision::Half, Kind::Avx512) if isa.has_half() => &avx512_half::KERNELS,
+        (Precision::Half, Kind::Vnni) => &avx512_half::KERNELS,
         (Precision::Half, _) => &plain_half::KERNELS,
         (Precision::Single, kind) => single(kind),
     }
