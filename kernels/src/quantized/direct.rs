@@ -205,6 +205,11 @@ impl Direct {
             scales: conv.scales(first),
             from: inputs.wrapping_add(y * (width + 2) * pixel),
             taps: groups * 9,
+            ahead: self.weights.as_ptr().wrapping_add(
+                (panel + job.parallel.threads()) % conv.panels() * panel_len
+                    + panel_len * y / height,
+            ),
+            ahead_step: panel_len / (groups * 9 * height).max(1),
             next_row: width * direct.group,
             next_group: (height * (width + 2) - 2) * direct.group,
             to: [std::ptr::null_mut(); 2],
@@ -311,6 +316,9 @@ pub(super) struct Pixels {
     /// Nine for each group of input channels. One loop over all of them, because a compiler that
     /// sees the taps of a row side by side keeps too much in registers.
     taps: usize,
+    /// The weights to ask for meanwhile, because the next panel needs them, and bytes for a tap.
+    ahead: *const u8,
+    ahead_step: usize,
     /// Elements from the last tap of a row to the first of the next one, and from the last tap
     /// of a group to the first of the next one.
     next_row: usize,
@@ -337,7 +345,10 @@ pub(super) unsafe fn pixels<D: Dot, const P: usize, const T: usize>(job: &Pixels
         }
         let mut weights = job.weights.cast::<D::Weight>();
         let (mut inputs, mut tap) = (job.from.cast::<D::Input>(), 0);
+        let mut ahead = job.ahead;
         for _ in 0..job.taps {
+            D::Sums::prefetch(ahead.cast());
+            ahead = ahead.wrapping_add(job.ahead_step);
             let mut taps = [D::weights(weights); P];
             for (vector, tap) in taps.iter_mut().enumerate() {
                 *tap = D::weights(weights.add(vector * LANES * D::GROUP));
