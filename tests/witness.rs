@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::witness::{python, reference, reference_photos};
@@ -11,6 +11,7 @@ use common::{jpeg, models};
 use vggd::config::{self, Config};
 use vggd::manifest::{ModelSet, Variant};
 use vggd::model::{Engine, Model};
+use vggd::pipeline::Pipeline;
 use vggd::preprocess::{self, Limits};
 use vggd_models::build::{Build, Start, build};
 use vggd_models::parts::Precision;
@@ -91,25 +92,43 @@ fn the_tiny_set_computes_what_onnxruntime_computes() {
     check_set(&python, models(), &photos);
 }
 
+/// The set that comes with the source.
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/sample");
+
+fn sample_photos() -> Vec<PathBuf> {
+    let photos = fs::read_dir(Path::new(SAMPLE).join("photos")).unwrap();
+    let photos = photos.map(|entry| entry.unwrap().path());
+    let photos = photos.filter(|path| path.extension().is_some_and(|extension| extension == "jpg"));
+    photos.collect()
+}
+
+#[test]
+fn the_sample_set_computes_what_onnxruntime_computes() {
+    let Some(python) = python(MODULES) else { return };
+    let photos: Vec<_> = sample_photos().iter().map(|path| fs::read(path).unwrap()).collect();
+    check_set(&python, Path::new(SAMPLE), &photos);
+}
+
 /// Where half precision is not faster, this compares float32 with itself.
 #[test]
 fn logits_at_half_precision_are_within_a_hundredth_of_float32() {
-    let set = ModelSet::open(models()).unwrap();
+    let set = ModelSet::open(Path::new(SAMPLE)).unwrap();
     let mut config = Config::load(None).unwrap();
     config.model.precision = config::Precision::Half;
     let half = Engine::configured(&config.model).unwrap();
-    let limits = Limits { max_pixels: 1 << 24 };
-    for variant in &set.manifest.variants {
+    let pipeline = Pipeline::new(&set, &config.source);
+    let photos = sample_photos();
+    for name in ["baseline", "quantized", "pruned-quantized-scaled"] {
+        let variant = set.variant(name).unwrap();
         let [single, half] =
             [&Engine::new(2), &half].map(|engine| Model::load(&set, variant, engine).unwrap());
-        for number in 0..8 {
-            let photo = preprocess::decode(&jpeg(number), &limits).unwrap();
-            let input = preprocess::to_input(&photo, variant.side(), &set.manifest.preprocess);
+        for photo in &photos {
+            let input = pipeline.prepare(photo, |_| variant.side()).unwrap().input;
             let [single, half] = [&single, &half].map(|model| model.infer(&input).unwrap());
             let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>();
             let off = norm(&mut single.iter().zip(&half).map(|(a, b)| a - b));
             let share = (off / norm(&mut single.iter().copied())).sqrt();
-            assert!(share <= 0.01, "{}, photo {number}: relative L2 {share}", variant.name);
+            assert!(share <= 0.01, "{name}, {}: relative L2 {share}", photo.display());
         }
     }
 }
