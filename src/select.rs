@@ -110,7 +110,7 @@ impl Selector {
             miss_rate,
             belief: Belief::new(profiles.len()),
             suspicion: None,
-            spikes: Spikes::default(),
+            spikes: Spikes::new(),
             noise: NOISE[0].powi(2),
             last: None,
         }
@@ -263,8 +263,8 @@ const PACE: (f64, f64) = (0.1, 3.0);
 /// variant that hardly uses memory tells nothing, and those that do would never be tried again.
 const RECOVERY: f64 = 0.005;
 
-/// The share of a latency that explains nothing.
-const NOTHING: f64 = 0.02;
+/// Slowdowns of computing or memory alone that are believed.
+const PLAUSIBLE: (f64, f64) = (0.5, 5.0);
 
 /// The least and most slowdown, and the largest correction.
 const SLOWDOWN: (f64, f64) = (0.2, 1000.0);
@@ -301,24 +301,30 @@ impl Belief {
     }
 
     /// What may have changed when a variant took other than expected by that share: both slowdowns
-    /// alike, or either.
+    /// alike, or one of them if that makes a plausible one.
     fn changed(&self, known: Known, share: f64) -> Vec<Self> {
         let size = self.state.len();
-        let (compute, memory) = (known.compute * self.state[0], known.memory * self.state[1]);
-        let total = compute + memory;
-        let mut beliefs = Vec::with_capacity(3);
-        for (of_compute, of_memory) in [(share, share), (share * total / compute, 0.0)]
-            .into_iter()
-            .chain((memory > NOTHING * total).then(|| (0.0, share * total / memory)))
-        {
-            let change = [of_compute * self.state[0], of_memory * self.state[1]];
+        let [compute, memory] = [known.compute * self.state[0], known.memory * self.state[1]];
+        let off = share * (compute + memory);
+        let alone = |time: f64, slowdown: f64| {
+            let change = off / time;
+            let plausible = PLAUSIBLE.0..PLAUSIBLE.1;
+            (time > 0.0 && plausible.contains(&(slowdown * (1.0 + change)))).then_some(change)
+        };
+        let causes = [
+            Some([share, share]),
+            alone(compute, self.state[0]).map(|change| [change, 0.0]),
+            alone(memory, self.state[1]).map(|change| [0.0, change]),
+        ];
+        let belief = |cause: [f64; 2]| {
+            let change = [cause[0] * self.state[0], cause[1] * self.state[1]];
             let mut belief = self.clone();
             for (row, column) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
                 belief.covariance[row * size + column] += change[row] * change[column];
             }
-            beliefs.push(belief);
-        }
-        beliefs
+            belief
+        };
+        causes.into_iter().flatten().map(belief).collect()
     }
 
     /// Mean and variance of a latency, the variance as if the correction of its profile were exact:
@@ -390,7 +396,7 @@ impl Latency {
 }
 
 /// Frames that took far longer than those before and after them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Spikes {
     /// The latest ones, in multiples of what was expected.
     ratios: [f64; 8],
@@ -401,8 +407,10 @@ struct Spikes {
     /// Surprises that turned out to be spikes, and changes that lasted.
     lone: f64,
     changes: f64,
-    /// Frames since the latest change, until it has lasted.
-    young: Option<u32>,
+    /// Frames since the latest change.
+    quiet: u32,
+    /// Whether it may still turn out to be several spikes in a row.
+    young: bool,
 }
 
 /// Frames after which a change was none of several spikes in a row.
@@ -412,6 +420,18 @@ const LASTING: u32 = 5;
 const SPIKE_GAIN: f64 = 0.003;
 
 impl Spikes {
+    fn new() -> Self {
+        Self {
+            ratios: [0.0; 8],
+            count: 0,
+            rate: 0.0,
+            lone: 0.0,
+            changes: 0.0,
+            quiet: u32::MAX,
+            young: false,
+        }
+    }
+
     /// What was off was off alone.
     fn add(&mut self, ratio: f64) {
         self.lone += 1.0;
@@ -424,23 +444,23 @@ impl Spikes {
 
     /// What was off stays so, for now.
     fn change(&mut self) {
-        // A second change so soon is the way back.
-        self.young = match self.young {
-            Some(_) => {
-                self.lone += 1.0;
-                None
-            }
-            None => Some(0),
-        };
+        // Another change so soon is the way back.
+        if self.quiet < 2 * LASTING {
+            self.lone += 1.0;
+            self.young = false;
+        } else {
+            self.young = true;
+        }
+        self.quiet = 0;
     }
 
     /// A frame has passed.
     fn pass(&mut self) {
         self.rate *= 1.0 - SPIKE_GAIN;
-        self.young = self.young.map(|frames| frames + 1);
-        if self.young == Some(LASTING) {
+        self.quiet = self.quiet.saturating_add(1);
+        if self.young && self.quiet == LASTING {
             self.changes += 1.0;
-            self.young = None;
+            self.young = false;
         }
     }
 

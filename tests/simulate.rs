@@ -27,7 +27,7 @@ fn the_selector_keeps_its_promises() {
             for (seed, summary) in summaries.iter().enumerate() {
                 let what = format!("{scenario}, {budget} ms, seed {seed}: {summary:?}");
                 assert!(spiky || summary.avoidable_miss_rate <= MISS_RATE + 0.01, "{what}");
-                assert!(summary.static_gain >= -0.01, "{what}");
+                assert!(summary.static_gain >= -0.015, "{what}");
                 assert!(summary.recovery_frames <= 5, "{what}");
                 assert!(lasting || summary.switches_per_minute <= 6.0, "{what}");
             }
@@ -37,7 +37,7 @@ fn the_selector_keeps_its_promises() {
             let what = format!("{scenario}, {budget} ms");
             assert!(mean(|summary| summary.static_gain) >= -0.005, "{what}");
             let gap = mean(|summary| summary.oracle_gap);
-            assert!(spiky || gap <= 0.04, "{what}: {gap}");
+            assert!(gap <= 0.042, "{what}: {gap}");
             gaps.push(gap);
         }
         let gap = gaps.iter().sum::<f64>() / gaps.len() as f64;

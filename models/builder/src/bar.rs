@@ -66,8 +66,11 @@ impl Progress for Bar {
         self.bar.inc(done);
         if self.told.is_some_and(|told| told.elapsed() > PERIOD) {
             self.told = Some(Instant::now());
-            let share = 100 * self.bar.position() / self.bar.length().unwrap_or(0).max(1);
-            let left = HumanDuration(self.bar.eta());
+            let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0).max(1));
+            // indicatif's own estimate goes astray when steps take minutes.
+            let ahead = all.saturating_sub(done) as f64 / done.max(1) as f64;
+            let left = HumanDuration(self.bar.elapsed().mul_f64(ahead));
+            let share = 100 * done / all;
             eprintln!("{}: {share} %, {left} left", self.bar.message());
         }
         if self.stop.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
