@@ -13,7 +13,7 @@ const RIGHT: f64 = 20.0;
 const TOP: f64 = 80.0;
 const BOTTOM: f64 = 55.0;
 
-/// Colours that people with any kind of sight tell apart (Okabe and Ito 2008).
+/// Colours that people with any kind of sight tell apart (after Okabe and Ito 2008, the yellow darker).
 const COLOURS: [&str; 8] =
     ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442", "#000000"];
 
@@ -29,6 +29,7 @@ pub fn draw(
     let slowest = outcomes.iter().map(|outcome| outcome.total_ms).fold(0.0, f64::max);
     let ceiling = if budget > 0.0 { slowest.min(2.0 * budget) } else { slowest };
     let y = Axis::over([budget, ceiling].into_iter(), true);
+    let ceiling = y.ticks().last().unwrap_or(ceiling);
     let x = Axis::over(trace.iter().map(|frame| frame.arrival_ms / 1e3), true);
     let across = |arrival_ms: f64| x.place(arrival_ms / 1e3, LEFT, WIDTH - RIGHT);
     let up = |ms: f64| y.place(ms.min(ceiling), HEIGHT - BOTTOM, TOP);
