@@ -67,6 +67,25 @@ pub(crate) trait Sums: Copy {
     fn prefetch_near(at: *const i16);
 }
 
+/// What weights and inputs are stored as.
+pub(crate) trait Stored: Copy {
+    /// The lowest bits of `value`.
+    fn of(value: i32) -> Self;
+}
+
+macro_rules! stored {
+    ($($type:ty),*) => {$(
+        impl Stored for $type {
+            #[inline(always)]
+            fn of(value: i32) -> Self {
+                value as $type
+            }
+        }
+    )*};
+}
+
+stored!(i8, u8, i16);
+
 /// An instruction that multiplies weights of sixteen output channels with inputs, and adds.
 ///
 /// A step takes `GROUP` input channels: the inputs are that many neighbours, the same for all
@@ -82,18 +101,24 @@ pub(crate) trait Dot: Copy {
     /// Inputs are stored as so much less than they are.
     const OFFSET: i32;
     /// A weight as it is stored.
-    type Weight: Copy;
+    type Weight: Stored;
     /// An input as it is stored.
-    type Input: Copy;
+    type Input: Stored;
     /// What is added to.
     type Sums: Sums;
     /// The inputs of a step.
     type Inputs: Copy;
 
     /// A weight of a direct convolution, or of Winograd's, as it is stored.
-    fn weight(value: i16) -> Self::Weight;
+    #[inline(always)]
+    fn weight(value: i16) -> Self::Weight {
+        Self::Weight::of(i32::from(value))
+    }
     /// An input of a direct convolution as it is stored.
-    fn input(value: u8) -> Self::Input;
+    #[inline(always)]
+    fn input(value: u8) -> Self::Input {
+        Self::Input::of(i32::from(value) - Self::OFFSET)
+    }
     /// The weights of a step.
     unsafe fn weights(from: *const Self::Weight) -> Self;
     /// The inputs of a step.

@@ -152,16 +152,6 @@ impl Dot for Avx2Pairs {
     type Inputs = __m256i;
 
     #[inline(always)]
-    fn weight(value: i16) -> i16 {
-        value
-    }
-
-    #[inline(always)]
-    fn input(value: u8) -> i16 {
-        i16::from(value)
-    }
-
-    #[inline(always)]
     unsafe fn weights(from: *const i16) -> Self {
         // SAFETY: the caller has AVX2 and gives 32 readable values.
         unsafe {

@@ -1,7 +1,8 @@
 //! Sixteen int32 lanes as one AVX-512 register; sixteen int16 lanes are AVX2's.
 
 use super::{Dot, Sums};
-use crate::vector::{Vector, avx512::Avx512};
+use crate::vector::Vector;
+use crate::vector::avx512::{Avx512, dot};
 use std::arch::x86_64::*;
 
 /// One 512-bit register of int32. Constructed only where AVX-512 F, BW, DQ and VL are enabled;
@@ -109,16 +110,6 @@ impl Dot for Avx512Pairs {
     type Inputs = __m512i;
 
     #[inline(always)]
-    fn weight(value: i16) -> i16 {
-        value
-    }
-
-    #[inline(always)]
-    fn input(value: u8) -> i16 {
-        i16::from(value)
-    }
-
-    #[inline(always)]
     unsafe fn weights(from: *const i16) -> Self {
         // SAFETY: the caller has AVX-512 and gives 32 readable values.
         Avx512Pairs(unsafe { _mm512_loadu_si512(from.cast()) })
@@ -146,16 +137,6 @@ impl Dot for VnniPairs {
     type Inputs = __m512i;
 
     #[inline(always)]
-    fn weight(value: i16) -> i16 {
-        value
-    }
-
-    #[inline(always)]
-    fn input(value: u8) -> i16 {
-        i16::from(value)
-    }
-
-    #[inline(always)]
     unsafe fn weights(from: *const i16) -> Self {
         // SAFETY: the caller has VNNI and gives 32 readable values.
         VnniPairs(unsafe { _mm512_loadu_si512(from.cast()) })
@@ -170,7 +151,7 @@ impl Dot for VnniPairs {
     #[inline(always)]
     fn add_to(self, sums: Avx512Sums, inputs: __m512i) -> Avx512Sums {
         // SAFETY: the value proves VNNI.
-        Avx512Sums(unsafe { _mm512_dpwssd_epi32(sums.0, self.0, inputs) })
+        Avx512Sums(unsafe { dot(self.0, inputs, sums.0) })
     }
 }
 
@@ -181,16 +162,6 @@ impl Dot for VnniQuads {
     type Input = u8;
     type Sums = Avx512Sums;
     type Inputs = __m512i;
-
-    #[inline(always)]
-    fn weight(value: i16) -> i8 {
-        value as i8
-    }
-
-    #[inline(always)]
-    fn input(value: u8) -> u8 {
-        value
-    }
 
     #[inline(always)]
     unsafe fn weights(from: *const i8) -> Self {

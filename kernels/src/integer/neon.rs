@@ -174,16 +174,6 @@ impl Dot for NeonLong {
     type Inputs = int16x8_t;
 
     #[inline(always)]
-    fn weight(value: i16) -> i16 {
-        value
-    }
-
-    #[inline(always)]
-    fn input(value: u8) -> i16 {
-        i16::from(value)
-    }
-
-    #[inline(always)]
     unsafe fn weights(from: *const i16) -> Self {
         // SAFETY: the caller has NEON and gives sixteen readable values.
         unsafe { NeonLong(vld1q_s16(from), vld1q_s16(from.add(8))) }
@@ -223,16 +213,6 @@ impl Dot for NeonQuads {
     type Input = i8;
     type Sums = NeonSums;
     type Inputs = int8x16_t;
-
-    #[inline(always)]
-    fn weight(value: i16) -> i8 {
-        value as i8
-    }
-
-    #[inline(always)]
-    fn input(value: u8) -> i8 {
-        (value ^ 0x80) as i8
-    }
 
     #[inline(always)]
     unsafe fn weights(from: *const i8) -> Self {

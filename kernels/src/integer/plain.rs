@@ -147,16 +147,6 @@ impl Dot for PlainDot {
     type Inputs = i16;
 
     #[inline(always)]
-    fn weight(value: i16) -> i16 {
-        value
-    }
-
-    #[inline(always)]
-    fn input(value: u8) -> i16 {
-        i16::from(value)
-    }
-
-    #[inline(always)]
     unsafe fn weights(from: *const i16) -> Self {
         // SAFETY: the caller gives sixteen readable values.
         PlainDot(unsafe { from.cast::<[i16; LANES]>().read_unaligned() })

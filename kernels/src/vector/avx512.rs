@@ -165,7 +165,7 @@ impl Pairs for Avx512 {
 /// in order to shorten the chain of sums; that is two instructions for one.
 #[target_feature(enable = "avx512f,avx512vnni")]
 #[inline]
-fn dot(pairs: __m512i, factors: __m512i, mut sum: __m512i) -> __m512i {
+pub(crate) fn dot(pairs: __m512i, factors: __m512i, mut sum: __m512i) -> __m512i {
     // SAFETY: registers only.
     unsafe {
         std::arch::asm!(
