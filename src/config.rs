@@ -12,6 +12,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::event;
+
 /// Every key, commented, with its default value.
 pub const DEFAULT: &str = include_str!("../config/default.toml");
 
@@ -209,7 +211,7 @@ impl Source {
 impl Model {
     /// The latency budget of a frame, if there is one.
     pub fn budget(&self) -> Option<Duration> {
-        (self.budget_ms > 0.0).then(|| Duration::from_secs_f64(self.budget_ms / 1e3))
+        (self.budget_ms > 0.0).then(|| event::duration(self.budget_ms))
     }
 
     /// The most resident memory, in MiB, if it is limited.
@@ -414,7 +416,7 @@ impl Config {
         check(!model.set.as_os_str().is_empty(), "model.set", &set, "names no folder")?;
         check(!model.variant.is_empty(), "model.variant", &"", "names no variant")?;
         let budget = model.budget_ms;
-        let sane = (0.0..=3.6e6).contains(&budget);
+        let sane = (0.0..=event::LONGEST_MS).contains(&budget);
         check(sane, "model.budget_ms", &budget, "must be from 0 to 3600000")?;
         let miss_rate = model.miss_rate;
         let sane = (0.0..1.0).contains(&miss_rate);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::event::milliseconds;
+use crate::event::{LONGEST_MS, duration, milliseconds};
 
 /// A message on `TOPIC/<name>/set` that makes sense.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,9 +49,6 @@ pub struct State {
 /// The longest payload that is looked at.
 const LONGEST: usize = 256;
 
-/// The largest budget, in milliseconds.
-const LARGEST: f64 = 3.6e6;
-
 impl Order {
     /// The order that a message gives, `name` being the part of its topic before `/set`.
     ///
@@ -71,11 +68,11 @@ impl Order {
                 text => Ok(Self::Variant(Chooser::Fixed(text.to_owned()))),
             },
             "budget" => match text.parse::<f64>() {
-                Ok(budget) if (0.0..=LARGEST).contains(&budget) => {
-                    let budget = Duration::from_secs_f64(budget / 1e3);
+                Ok(budget) if (0.0..=LONGEST_MS).contains(&budget) => {
+                    let budget = duration(budget);
                     Ok(Self::Budget((!budget.is_zero()).then_some(budget)))
                 }
-                Ok(_) => wrong(&format!("'{text}' must be from 0 to {LARGEST} ms")),
+                Ok(_) => wrong(&format!("'{text}' must be from 0 to {LONGEST_MS} ms")),
                 Err(_) => wrong(&format!("'{text}' is not a number of milliseconds")),
             },
             "pause" => match text.to_ascii_lowercase().as_str() {

@@ -115,6 +115,14 @@ pub fn milliseconds(duration: Duration) -> f64 {
     round(duration.as_secs_f64() * 1e3, 3)
 }
 
+/// The duration of so many milliseconds.
+///
+/// # Panics
+/// When that is negative or no number.
+pub fn duration(milliseconds: f64) -> Duration {
+    Duration::from_secs_f64(milliseconds / 1e3)
+}
+
 /// A point in time as RFC 3339, UTC, to a millisecond. What lies outside the years 1970 to 9999, as
 /// the date of a photo may, becomes the nearest that lies inside.
 pub fn timestamp(time: SystemTime) -> String {
@@ -122,6 +130,9 @@ pub fn timestamp(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().min(LAST);
     humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + since).to_string()
 }
+
+/// The longest time that anybody may set, a budget for one, in milliseconds.
+pub const LONGEST_MS: f64 = 3.6e6;
 
 fn round(value: f64, digits: i32) -> f64 {
     let scale = 10f64.powi(digits);

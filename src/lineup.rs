@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::control::{Chooser, State};
+use crate::event::duration;
 use crate::manifest::{ModelSet, SetError};
 use crate::model::{Engine, Model, ModelError};
 use crate::profile::Cost;
@@ -362,8 +363,7 @@ impl Inner {
                 );
                 continue;
             }
-            let time = |milliseconds: f64| Duration::from_secs_f64(milliseconds / 1e3);
-            let (compute, memory) = (time(cost.compute_ms), time(cost.memory_ms));
+            let (compute, memory) = (duration(cost.compute_ms), duration(cost.memory_ms));
             profiles.push(Profile { compute, memory, accuracy });
             self.candidates.push(index);
         }

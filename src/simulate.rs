@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::distribution::Distribution;
-use crate::event::milliseconds;
+use crate::event::{LONGEST_MS, duration, milliseconds};
 use crate::select::{Profile, Selector};
 use trace::Frame;
 
@@ -112,7 +112,7 @@ pub fn profile(from: impl Read) -> Result<Vec<Candidate>, String> {
     for (index, candidate) in candidates.iter().enumerate() {
         let line = index + 2;
         let times = [candidate.compute_ms, candidate.memory_ms];
-        if times.iter().any(|time| !(0.0..=3.6e6).contains(time)) || times == [0.0; 2] {
+        if times.iter().any(|time| !(0.0..=LONGEST_MS).contains(time)) || times == [0.0; 2] {
             return Err(format!("line {line}: times must be from 0 to 3600000 ms, one over 0"));
         }
         if !(0.0..=1.0).contains(&candidate.accuracy) {
@@ -159,8 +159,7 @@ impl Candidate {
     }
 
     fn profile(&self) -> Profile {
-        let time = |milliseconds: f64| Duration::from_secs_f64(milliseconds / 1e3);
-        let (compute, memory) = (time(self.compute_ms), time(self.memory_ms));
+        let (compute, memory) = (duration(self.compute_ms), duration(self.memory_ms));
         Profile { compute, memory, accuracy: self.accuracy }
     }
 }
@@ -192,12 +191,12 @@ pub fn replay(
     let profiles: Vec<Profile> = candidates.iter().map(Candidate::profile).collect();
     let mut selector = Selector::new(&profiles, miss_rate);
     let mut outcomes = Vec::with_capacity(trace.len());
-    let mut tally = Tally::new(candidates.len());
+    let mut tally = Tally { fixed: vec![0.0; candidates.len()], ..Tally::default() };
     for (index, frame) in trace.iter().enumerate() {
         let oracle = best(candidates, frame);
         let left = match frame.budget_ms {
             0.0 => Duration::MAX,
-            budget => Duration::from_secs_f64(budget / 1e3),
+            budget => duration(budget),
         };
         let chosen = match policy {
             Policy::Oracle => oracle.unwrap_or_else(|| fastest(candidates, frame)),
@@ -206,7 +205,7 @@ pub fn replay(
             }),
         };
         let total_ms = candidates[chosen].latency_ms(frame);
-        selector.observe(chosen, Duration::from_secs_f64(total_ms / 1e3));
+        selector.observe(chosen, duration(total_ms));
         tally.count(candidates, frame, chosen, oracle);
         outcomes.push(Outcome {
             frame: index,
@@ -232,6 +231,7 @@ fn fastest(candidates: &[Candidate], frame: &Frame) -> usize {
 }
 
 /// Sums over frames.
+#[derive(Default)]
 struct Tally {
     missed: usize,
     avoidable: usize,
@@ -246,21 +246,6 @@ struct Tally {
 }
 
 impl Tally {
-    fn new(candidates: usize) -> Self {
-        Self {
-            missed: 0,
-            avoidable: 0,
-            possible: 0,
-            switches: 0,
-            accuracy: 0.0,
-            oracle: 0.0,
-            fixed: vec![0.0; candidates],
-            run: 0,
-            longest_run: 0,
-            last: None,
-        }
-    }
-
     fn count(
         &mut self,
         candidates: &[Candidate],
@@ -294,7 +279,7 @@ impl Tally {
         let of_frames = |sum: f64| sum / frames as f64;
         let (best, sum) =
             (self.fixed.iter().enumerate()).max_by(|a, b| a.1.total_cmp(b.1)).expect("a candidate");
-        let times = outcomes.iter().map(|it| Duration::from_secs_f64(it.total_ms / 1e3));
+        let times = outcomes.iter().map(|it| duration(it.total_ms));
         let times = Distribution::of(times.collect());
         let minutes = (trace[frames - 1].arrival_ms - trace[0].arrival_ms) / 60e3;
         Summary {

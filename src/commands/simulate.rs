@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, value_parser};
 use serde::Serialize;
+use vggd::event::LONGEST_MS;
 use vggd::simulate::trace::{self, Frame, Scenario};
 use vggd::simulate::{self, Candidate, Policy, Summary};
 
@@ -53,7 +54,7 @@ pub(crate) struct Simulation {
 /// A budget in milliseconds, as an argument.
 pub(crate) fn budget(text: &str) -> Result<f64, String> {
     let budget = text.parse().map_err(|_| "not a number of milliseconds")?;
-    let sane = (0.0..=3.6e6).contains(&budget);
+    let sane = (0.0..=LONGEST_MS).contains(&budget);
     if sane { Ok(budget) } else { Err("must be from 0 to 3600000".to_owned()) }
 }
 

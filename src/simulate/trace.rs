@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::event::LONGEST_MS;
+
 /// One frame's circumstances: a line of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -126,7 +128,7 @@ pub fn read(from: impl Read) -> Result<Vec<Frame>, String> {
         if !positive(slowdown) || !positive(memory_slowdown) {
             return Err(format!("line {line}: a slowdown must be over 0"));
         }
-        if !(0.0..=3.6e6).contains(&budget_ms) {
+        if !(0.0..=LONGEST_MS).contains(&budget_ms) {
             return Err(format!("line {line}: budget_ms must be from 0 to 3600000"));
         }
         let before = index.checked_sub(1).map_or(0.0, |index| frames[index].arrival_ms);
