@@ -17,6 +17,7 @@ use vggd::event::{Class, Timings};
 use vggd::measure::{Job, Measurement};
 use vggd::model::{Engine, Model};
 use vggd::pipeline::Pipeline;
+use vggd::source::Picture;
 use vggd::source::directory::Directory;
 
 pub(crate) use bench::{BenchFiles, bench};
@@ -62,7 +63,7 @@ pub(crate) fn classify(
     let mut code = ExitCode::SUCCESS;
     for path in photos {
         let file = path.display().to_string();
-        let answer = match pipeline.classify(path, |_| &model) {
+        let answer = match pipeline.classify(&Picture::File(path.clone()), |_| &model) {
             Ok((answer, _)) => answer,
             Err(error) => {
                 eprintln!("vggd: {file}: {error}");

@@ -34,6 +34,8 @@ pub struct Config {
     pub source: Source,
     pub model: Model,
     pub mqtt: Mqtt,
+    pub outbox: Outbox,
+    pub state: State,
     pub log: Log,
     /// The file that was read, if one was.
     #[serde(skip)]
@@ -50,8 +52,20 @@ pub struct Config {
 pub struct Source {
     pub kind: SourceKind,
     pub directory: PathBuf,
+    pub at_start: AtStart,
     pub afterwards: Afterwards,
     settle_ms: u64,
+    pub device: String,
+    size: String,
+    pub rate: u32,
+    pub format: Format,
+    pub command: String,
+    timeout_s: u64,
+    pub rotate: u16,
+    region: String,
+    pub fit: Fit,
+    max_rate: f64,
+    pub min_change: f64,
     max_file_mb: u64,
     decode_memory_mb: u64,
 }
@@ -62,9 +76,77 @@ pub struct Source {
 pub enum SourceKind {
     /// Photos put into a folder.
     Directory,
+    /// A camera that the kernel drives.
+    Camera,
+    /// The output of a command.
+    Stream,
 }
 
-/// What becomes of a photo whose prediction was acknowledged.
+impl SourceKind {
+    /// The kind's name, as in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Directory => "directory",
+            Self::Camera => "camera",
+            Self::Stream => "stream",
+        }
+    }
+}
+
+/// What becomes of photos that lie in the folder at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AtStart {
+    /// They are classified.
+    Process,
+    /// They are left alone.
+    Skip,
+}
+
+/// How a camera hands over its frames.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Whatever the camera offers.
+    Auto,
+    /// A JPEG each.
+    Mjpeg,
+    /// Brightness of each pixel, colour of each two.
+    Yuyv,
+    /// Brightness first, then colour of each two by two pixels.
+    Nv12,
+    /// Red, green, blue.
+    Rgb,
+    /// Brightness alone.
+    Grey,
+}
+
+/// How a frame becomes square.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fit {
+    /// Its middle is cut out.
+    Crop,
+    /// All of it, in other proportions.
+    Squash,
+    /// All of it, between grey bars.
+    Letterbox,
+}
+
+/// A part of a frame, as shares of its width and height.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Region {
+    /// From the left edge.
+    pub left: f64,
+    /// From the upper edge.
+    pub top: f64,
+    /// Width.
+    pub width: f64,
+    /// Height.
+    pub height: f64,
+}
+
+/// What becomes of a photo whose prediction is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Afterwards {
@@ -72,6 +154,8 @@ pub enum Afterwards {
     Archive,
     /// It is removed.
     Delete,
+    /// It stays.
+    Keep,
 }
 
 /// Section `[model]`.
@@ -154,8 +238,60 @@ pub struct Mqtt {
     client_id: String,
     username: String,
     password_file: PathBuf,
+    pub tls: bool,
+    pub ca_file: PathBuf,
+    pub certificate_file: PathBuf,
+    pub key_file: PathBuf,
     keep_alive_s: u16,
     stats_s: u64,
+    pub discovery: String,
+}
+
+/// Section `[outbox]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Outbox {
+    pub directory: PathBuf,
+    max_mb: u64,
+    pub sync: Sync,
+    sync_ms: u64,
+}
+
+/// When predictions are brought safely to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sync {
+    /// Each.
+    Always,
+    /// Once in a while.
+    Interval,
+    /// When the system likes.
+    Never,
+}
+
+/// Section `[state]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct State {
+    pub in_a_row: u32,
+    pub min_confidence: f64,
+    pub labels: Vec<String>,
+    pub image: Image,
+    image_kb: u64,
+}
+
+/// When a picture is published.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Image {
+    /// Never.
+    Off,
+    /// When the state changes.
+    Change,
+    /// When asked for.
+    Demand,
 }
 
 /// Section `[log]`.
@@ -195,6 +331,29 @@ impl Source {
     /// How long an unwatched photo must be unchanged to count as complete.
     pub fn settle(&self) -> Duration {
         Duration::from_millis(self.settle_ms)
+    }
+
+    /// Width and height that are asked of a camera.
+    pub fn size(&self) -> (u32, u32) {
+        parse_size(&self.size).expect("validated")
+    }
+
+    /// How long a camera or stream may give no frame.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout_s)
+    }
+
+    /// The part of a frame that is looked at, if it is not all of it.
+    pub fn region(&self) -> Option<Region> {
+        parse_region(&self.region).expect("validated")
+    }
+
+    /// The shortest time from one frame to the next.
+    pub fn pace(&self) -> Duration {
+        match self.max_rate > 0.0 {
+            true => Duration::from_secs_f64(1.0 / self.max_rate),
+            false => Duration::ZERO,
+        }
     }
 
     /// Largest photo that is read, in bytes.
@@ -242,6 +401,25 @@ impl Mqtt {
     /// Longest silence towards the broker.
     pub fn keep_alive(&self) -> Duration {
         Duration::from_secs(self.keep_alive_s.into())
+    }
+}
+
+impl Outbox {
+    /// The most bytes that it may take on disk.
+    pub fn max_bytes(&self) -> u64 {
+        self.max_mb << 20
+    }
+
+    /// The longest time after which predictions are brought to the disk, for [`Sync::Interval`].
+    pub fn interval(&self) -> Duration {
+        Duration::from_millis(self.sync_ms)
+    }
+}
+
+impl State {
+    /// The most bytes of a published picture.
+    pub fn image_bytes(&self) -> usize {
+        (self.image_kb as usize) << 10
     }
 }
 
@@ -412,6 +590,33 @@ impl Config {
         let settle = source.settle_ms;
         check(settle <= 3_600_000, "source.settle_ms", &settle, "must be at most 3600000")?;
 
+        let size = &source.size;
+        check(parse_size(size).is_some(), "source.size", size, "must be like 640x480")?;
+        let rate = source.rate;
+        check((1..=1000).contains(&rate), "source.rate", &rate, "must be from 1 to 1000")?;
+        let camera = source.kind != SourceKind::Camera || !source.device.is_empty();
+        check(camera, "source.device", &"", "names no camera")?;
+        let command = source.kind != SourceKind::Stream || !source.command.trim().is_empty();
+        check(command, "source.command", &"", "is needed when source.kind is \"stream\"")?;
+        let timeout = source.timeout_s;
+        check(
+            (1..=3600).contains(&timeout),
+            "source.timeout_s",
+            &timeout,
+            "must be from 1 to 3600",
+        )?;
+        let rotate = source.rotate;
+        let quarter = [0, 90, 180, 270].contains(&rotate);
+        check(quarter, "source.rotate", &rotate, "must be 0, 90, 180 or 270")?;
+        let region = &source.region;
+        let problem = "must be left, top, width and height from 0 to 1, inside the frame";
+        check(parse_region(region).is_some(), "source.region", region, problem)?;
+        let max_rate = source.max_rate;
+        let sane = max_rate == 0.0 || (1e-4..=1e4).contains(&max_rate);
+        check(sane, "source.max_rate", &max_rate, "must be 0 or from 0.0001 to 10000")?;
+        let change = source.min_change;
+        check((0.0..=1.0).contains(&change), "source.min_change", &change, "must be from 0 to 1")?;
+
         let set = model.set.display();
         check(!model.set.as_os_str().is_empty(), "model.set", &set, "names no folder")?;
         check(!model.variant.is_empty(), "model.variant", &"", "names no variant")?;
@@ -438,8 +643,61 @@ impl Config {
         let keep_alive = mqtt.keep_alive_s;
         check(keep_alive >= 5, "mqtt.keep_alive_s", &keep_alive, "must be at least 5")?;
         let stats = mqtt.stats_s;
-        check(stats <= 86_400, "mqtt.stats_s", &stats, "must be at most 86400")
+        check(stats <= 86_400, "mqtt.stats_s", &stats, "must be at most 86400")?;
+        let pair = mqtt.certificate_file.as_os_str().is_empty();
+        let pair = pair == mqtt.key_file.as_os_str().is_empty();
+        let certificate = mqtt.certificate_file.display();
+        let problem = "needs mqtt.key_file, and that needs it";
+        check(pair, "mqtt.certificate_file", &certificate, problem)?;
+        let files = [&mqtt.ca_file, &mqtt.certificate_file];
+        let files = files.iter().any(|file| !file.as_os_str().is_empty());
+        check(mqtt.tls || !files, "mqtt.tls", &false, "must be true for certificates to be used")?;
+        let prefix = mqtt.discovery.as_str();
+        let plain = !prefix.contains(['+', '#', '\0']) && !prefix.starts_with('$');
+        check(plain, "mqtt.discovery", &prefix, "must be the beginning of a topic")?;
+
+        let Self { outbox, state, .. } = self;
+        let directory = outbox.directory.display();
+        let named = !outbox.directory.as_os_str().is_empty();
+        check(named, "outbox.directory", &directory, "names no folder")?;
+        let most = outbox.max_mb;
+        check((1..=1 << 20).contains(&most), "outbox.max_mb", &most, "must be from 1 to 1048576")?;
+        let interval = outbox.sync_ms;
+        let sane = (1..=3_600_000).contains(&interval);
+        check(sane, "outbox.sync_ms", &interval, "must be from 1 to 3600000")?;
+        let in_a_row = state.in_a_row;
+        let sane = (1..=10_000).contains(&in_a_row);
+        check(sane, "state.in_a_row", &in_a_row, "must be from 1 to 10000")?;
+        let confidence = state.min_confidence;
+        let sane = (0.0..=1.0).contains(&confidence);
+        check(sane, "state.min_confidence", &confidence, "must be from 0 to 1")?;
+        let image = state.image_kb;
+        check((8..=4096).contains(&image), "state.image_kb", &image, "must be from 8 to 4096")
     }
+}
+
+/// Width and height of `640x480`.
+fn parse_size(text: &str) -> Option<(u32, u32)> {
+    let (width, height) = text.split_once('x')?;
+    let side = |text: &str| text.parse().ok().filter(|side| (16..=16_384).contains(side));
+    Some((side(width)?, side(height)?))
+}
+
+/// The part that `left top width height` gives, all of it if that is empty.
+fn parse_region(text: &str) -> Option<Option<Region>> {
+    if text.trim().is_empty() {
+        return Some(None);
+    }
+    let shares: Option<Vec<f64>> =
+        text.split_whitespace().map(|share| share.parse().ok()).collect();
+    let [left, top, width, height] = shares?[..] else { return None };
+    let inside = |start: f64, length: f64| start >= 0.0 && length > 0.0 && start + length <= 1.0;
+    (inside(left, width) && inside(top, height)).then_some(Some(Region {
+        left,
+        top,
+        width,
+        height,
+    }))
 }
 
 fn read(path: &Path) -> Result<toml::Table, ConfigError> {

@@ -9,7 +9,6 @@
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -29,8 +28,8 @@ use crate::model::{Engine, Model, ModelError};
 use crate::pipeline::{ClassifyError, Pipeline};
 use crate::profile::Profiles;
 use crate::publish::{Publisher, Report};
-use crate::source::Frame;
 use crate::source::directory::Directory;
+use crate::source::{Handoff, Source};
 use crate::stats::{self, Stats};
 use crate::thermal::Thermal;
 use crate::watch::{self, Change, Watch};
@@ -192,10 +191,10 @@ impl Daemon {
         let publisher = Publisher::new(&self.config, directory, received, state, orders, stopped);
         let publisher = tokio::spawn(publisher.run());
 
-        let (handoff, frames) = sync_channel(1);
-        let directory = self.directory.clone();
+        let handoff = Arc::new(Handoff::default());
+        let (directory, frames) = (self.directory.clone(), handoff.clone());
         let (capture, mut capture_ended) = spawn("capture", move || {
-            directory.run(&handoff);
+            directory.run(&frames, &|_| {});
             Ok(())
         })?;
         let classify = Classify {
@@ -205,7 +204,7 @@ impl Daemon {
             stats: self.stats.clone(),
             stopping: stopping.clone(),
         };
-        let sender = reports.clone();
+        let (sender, frames) = (reports.clone(), handoff.clone());
         let (classify, mut classify_ended) =
             spawn("classify", move || classify.run(&frames, &sender))?;
 
@@ -234,6 +233,7 @@ impl Daemon {
         sd_notify::notify(&[NotifyState::Stopping]).ok();
         stopping.store(true, Ordering::Relaxed);
         directory.stop();
+        handoff.close();
         lineup.pause(false);
         stop.send(true).ok();
         // The last senders of reports go with the reload and the classifying thread; the publisher
@@ -442,15 +442,17 @@ impl Classify {
 
     /// Classifies frame after frame. A photo that cannot be classified is put aside; a model that
     /// cannot classify ends it.
-    fn run(&self, frames: &Receiver<Frame>, reports: &mpsc::Sender<Report>) -> Result<()> {
+    fn run(&self, frames: &Handoff, reports: &mpsc::Sender<Report>) -> Result<()> {
         let mut sequence = 0;
-        for frame in frames {
+        while let Some(frame) = frames.take() {
             self.lineup.wait_while_paused();
             if self.stopping.load(Ordering::Relaxed) {
                 break;
             }
             let wait = frame.found_at.elapsed();
-            let classified = self.pipeline.classify(&frame.path, |spent| self.lineup.choose(spent));
+            let name = frame.file.as_ref().map(|file| file.name.clone()).unwrap_or_default();
+            let classified =
+                self.pipeline.classify(&frame.picture, |spent| self.lineup.choose(spent));
             let report = match classified {
                 Ok((answer, chosen)) => {
                     self.lineup.observe(&chosen, answer.after_decoding());
@@ -463,7 +465,7 @@ impl Classify {
                         id: frame.id.clone(),
                         sequence,
                         source: "directory",
-                        file: frame.name.clone(),
+                        file: name.clone(),
                         captured_at: event::timestamp(frame.captured_at),
                         variant: model.name.clone(),
                         timings_ms: answer.timings(wait),
@@ -473,7 +475,7 @@ impl Classify {
                         top: answer.top,
                     };
                     tracing::debug!(
-                        file = frame.name,
+                        file = name,
                         variant = model.name,
                         class = prediction.top[0].label,
                         probability = prediction.top[0].probability,
@@ -483,7 +485,7 @@ impl Classify {
                     Report::Predicted(frame, prediction)
                 }
                 Err(ClassifyError::Gone) => {
-                    tracing::debug!(file = frame.name, "photo was taken away");
+                    tracing::debug!(file = name, "photo was taken away");
                     self.directory.finish(&frame).ok();
                     continue;
                 }
@@ -495,8 +497,8 @@ impl Classify {
                 }
                 Err(error) => {
                     self.stats().reject();
-                    tracing::warn!(file = frame.name, %error, "photo rejected");
-                    let failure = failure("photo", Some(frame.name.clone()), error.to_string());
+                    tracing::warn!(file = name, %error, "photo rejected");
+                    let failure = failure("photo", Some(name.clone()), error.to_string());
                     Report::Rejected(frame, failure)
                 }
             };

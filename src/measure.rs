@@ -15,6 +15,7 @@ use crate::event::{Class, Timings, milliseconds};
 use crate::manifest::ModelSet;
 use crate::model::{Engine, Model};
 use crate::pipeline::{Pipeline, Prepared};
+use crate::source::Picture;
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -122,7 +123,7 @@ impl Job {
         let pipeline = Pipeline::new(&set, &self.config.source);
         let prepared = match &self.photo {
             Some(path) => pipeline
-                .prepare(path, |_| model.side)
+                .prepare(&Picture::File(path.clone()), |_| model.side)
                 .with_context(|| path.display().to_string())?,
             None => Prepared {
                 input: noise(3 * model.side * model.side),

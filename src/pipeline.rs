@@ -15,6 +15,7 @@ use crate::event::{self, Class, Timings};
 use crate::manifest::{ModelSet, Preprocess};
 use crate::model::{Model, ModelError};
 use crate::preprocess::{self, DecodeError, Limits};
+use crate::source::Picture;
 
 /// Why there is no prediction for a photo.
 #[derive(Debug, Error)]
@@ -100,18 +101,18 @@ impl Pipeline {
         }
     }
 
-    /// Reads, decodes and classifies the photo at `path` with the model that `choose` gives, when told
+    /// Reads, decodes and classifies a picture with the model that `choose` gives, when told
     /// how much time has gone by; gives that too.
     ///
     /// # Errors
     /// [`ClassifyError`]; the photo is left as it is.
     pub fn classify<M: Borrow<Model>>(
         &self,
-        path: &Path,
+        picture: &Picture,
         choose: impl FnOnce(Duration) -> M,
     ) -> Result<(Answer, M), ClassifyError> {
         let mut chosen = None;
-        let prepared = self.prepare(path, |spent| {
+        let prepared = self.prepare(picture, |spent| {
             let chosen: &M = chosen.insert(choose(spent));
             chosen.borrow().side
         })?;
@@ -122,21 +123,28 @@ impl Pipeline {
         Ok((Answer { top: self.top(&logits), stages }, chosen))
     }
 
-    /// Reads the photo at `path` and makes a network's input of it, as many pixels wide and high as
+    /// Reads a picture and makes a network's input of it, as many pixels wide and high as
     /// `side` says, when told how much time has gone by.
     ///
     /// # Errors
     /// [`ClassifyError`], but never about the model.
     pub fn prepare(
         &self,
-        path: &Path,
+        picture: &Picture,
         side: impl FnOnce(Duration) -> usize,
     ) -> Result<Prepared, ClassifyError> {
         let start = Instant::now();
-        let bytes = self.read(path)?;
+        let read = match picture {
+            Picture::File(path) => self.read(path)?,
+            Picture::Encoded(_) | Picture::Raw(_) => Vec::new(),
+        };
         // A photo is whatever a stranger puts there; it must not take the daemon with it.
         let prepared = catch_unwind(AssertUnwindSafe(|| {
-            let photo = preprocess::decode(&bytes, &self.limits)?;
+            let photo = match picture {
+                Picture::File(_) => preprocess::decode(&read, &self.limits)?,
+                Picture::Encoded(bytes) => preprocess::decode(bytes, &self.limits)?,
+                Picture::Raw(raw) => raw.decode()?,
+            };
             let decoded = Instant::now();
             let decode = decoded - start;
             let input = preprocess::to_input(&photo, side(decode), &self.rule);

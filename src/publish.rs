@@ -25,8 +25,8 @@ use tokio::time::{sleep, timeout, timeout_at};
 use crate::config::{Config, ConfigError};
 use crate::control::State;
 use crate::event::{Failure, Prediction};
-use crate::source::Frame;
 use crate::source::directory::Directory;
+use crate::source::{Frame, Source};
 use crate::stats;
 
 /// Reports that may be on their way to the broker at once.
@@ -83,7 +83,7 @@ impl Report {
             Self::Notice(_) | Self::Stats(_) => return,
         };
         if let Err(error) = moved {
-            tracing::error!(file = frame.name, %error, "cannot move or remove photo");
+            tracing::error!(id = frame.id, %error, "cannot move or remove photo");
         }
     }
 }

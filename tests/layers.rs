@@ -63,7 +63,7 @@ fn an_outside_crate_is_named_in_one_place() {
         ("image", "src/preprocess"),
         ("zune_jpeg", "src/preprocess"),
         ("notify", "src/watch"),
-        ("fastrand", "src/publish src/simulate"),
+        ("fastrand", "src/publish src/simulate src/source"),
         ("humantime", "src/event"),
         ("bytemuck", "src/model"),
         ("sha2", "src/manifest src/source"),

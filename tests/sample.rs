@@ -7,6 +7,7 @@ use vggd::config::Config;
 use vggd::manifest::ModelSet;
 use vggd::model::{Engine, Model};
 use vggd::pipeline::Pipeline;
+use vggd::source::Picture;
 
 /// Photos and their classes.
 const PHOTOS: [(&str, usize); 8] = [
@@ -57,7 +58,7 @@ fn every_variant_of_the_sample_recognises_most_of_its_photos() {
         let model = Model::load(&set, variant, &engine).unwrap();
         let known = PHOTOS.iter().filter(|(name, class)| {
             let path = folder().join(format!("photos/{name}.jpg"));
-            let (answer, _) = pipeline.classify(&path, |_| &model).unwrap();
+            let (answer, _) = pipeline.classify(&Picture::File(path), |_| &model).unwrap();
             answer.top.iter().any(|found| found.class == *class)
         });
         let known = known.count();

@@ -13,6 +13,7 @@ use vggd::manifest::{ModelSet, Variant};
 use vggd::model::{Engine, Model};
 use vggd::pipeline::Pipeline;
 use vggd::preprocess::{self, Limits};
+use vggd::source::Picture;
 use vggd_models::build::{Build, Start, build};
 use vggd_models::parts::Precision;
 use vggd_models::plan;
@@ -123,7 +124,10 @@ fn logits_at_half_precision_are_within_a_hundredth_of_float32() {
         let [single, half] =
             [&Engine::new(2), &half].map(|engine| Model::load(&set, variant, engine).unwrap());
         for photo in &photos {
-            let input = pipeline.prepare(photo, |_| variant.side()).unwrap().input;
+            let input = pipeline
+                .prepare(&Picture::File(photo.to_owned()), |_| variant.side())
+                .unwrap()
+                .input;
             let [single, half] = [&single, &half].map(|model| model.infer(&input).unwrap());
             let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>();
             let off = norm(&mut single.iter().zip(&half).map(|(a, b)| a - b));

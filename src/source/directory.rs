@@ -15,14 +15,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 use std::{fs, io};
 
 use rustix::fs::Access;
 use sha2::{Digest, Sha256};
 
-use super::Frame;
+use super::{Condition, File, Frame, Handoff, Picture, Source};
 use crate::config::Afterwards;
 use crate::watch::{self, Change, Watch};
 
@@ -68,7 +68,7 @@ pub struct Directory {
     /// Photos that are done but could not be moved away: listing the folder passes them over.
     stuck: Mutex<HashMap<OsString, Identity>>,
     signals: Sender<Signal>,
-    /// What [`run`](Self::run) takes: the folder is watched from the start, so that nothing that
+    /// What [`run`](Source::run) takes: the folder is watched from the start, so that nothing that
     /// happens before the thread runs is missed.
     watched: Mutex<Option<(Receiver<Signal>, Option<Watch>)>>,
 }
@@ -104,95 +104,25 @@ impl Directory {
         })
     }
 
-    /// Puts every photo into `handoff` as it becomes complete, in the order of arrival, what lies
-    /// there already first (oldest first). Returns after [`stop`](Self::stop), or when nobody takes
-    /// frames any more.
-    ///
-    /// # Panics
-    /// When called twice.
-    pub fn run(&self, handoff: &SyncSender<Frame>) {
-        let watched = self.watched.lock().unwrap().take();
-        let (inbox, watch) = watched.expect("a directory is watched once");
-        let mut finder = Finder {
-            directory: self,
-            watch,
-            queue: VecDeque::new(),
-            writing: HashSet::new(),
-            resting: HashMap::new(),
-            next_scan: Instant::now(),
-            trouble: None,
-        };
-        loop {
-            // All that is known must be heard before the folder is listed or a photo is taken: a
-            // photo that somebody began to write looks complete until then.
-            loop {
-                match inbox.recv_timeout(finder.idle()) {
-                    Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                    Ok(Signal::Change(change)) => finder.hear(change),
-                    Ok(Signal::Replaced) => finder.next_scan = Instant::now(),
-                    Err(RecvTimeoutError::Timeout) => break,
-                }
-            }
-            if Instant::now() >= finder.next_scan {
-                finder.scan();
-                continue;
-            }
-            if let Some((name, found_at)) = finder.queue.pop_front()
-                && let Some(frame) = self.frame(&name, found_at)
-                && handoff.send(frame).is_err()
-            {
-                return;
-            }
-        }
-    }
-
-    /// Makes [`run`](Self::run) return.
-    pub fn stop(&self) {
-        self.signals.send(Signal::Stop).ok();
-    }
-
-    /// The photo's prediction was acknowledged: it is archived or removed.
-    ///
-    /// # Errors
-    /// When it cannot be moved or removed; it then stays where it is, and is not classified again
-    /// before it changes or the daemon starts anew.
-    pub fn finish(&self, frame: &Frame) -> io::Result<()> {
-        self.conclude(frame, |directory, path| match directory.afterwards {
-            Afterwards::Archive => directory.move_to("done", path).map(drop),
-            Afterwards::Delete => fs::remove_file(path),
-        })
-    }
-
-    /// The photo cannot be classified: it goes to `failed/`, with `reason` in a text file beside it.
-    ///
-    /// # Errors
-    /// As for [`finish`](Self::finish).
-    pub fn reject(&self, frame: &Frame, reason: &str) -> io::Result<()> {
-        self.conclude(frame, |directory, path| {
-            let mut note = directory.move_to("failed", path)?.into_os_string();
-            note.push(".txt");
-            fs::write(note, format!("{reason}\n"))
-        })
-    }
-
     /// Does `what` with the photo, unless it was replaced meanwhile: then the new one is found.
     fn conclude(
         &self,
         frame: &Frame,
         what: impl FnOnce(&Self, &Path) -> io::Result<()>,
     ) -> io::Result<()> {
-        let name = frame.path.file_name().expect("a photo has a name").to_owned();
-        let now = || Some(Identity::of(&frame.path).ok()??.0);
-        let result = match now() == Some(frame.identity) {
-            true => what(self, &frame.path),
+        let Some(file) = &frame.file else { return Ok(()) };
+        let name = file.path.file_name().expect("a photo has a name").to_owned();
+        let now = || Some(Identity::of(&file.path).ok()??.0);
+        let result = match now() == Some(file.identity) {
+            true => what(self, &file.path),
             false => Ok(()),
         };
         let left = now();
-        if left == Some(frame.identity) {
-            self.stuck.lock().unwrap().insert(name.clone(), frame.identity);
+        if left == Some(file.identity) {
+            self.stuck.lock().unwrap().insert(name.clone(), file.identity);
         }
         self.under_way.lock().unwrap().remove(&name);
-        if left.is_some_and(|identity| identity != frame.identity) {
+        if left.is_some_and(|identity| identity != file.identity) {
             self.signals.send(Signal::Replaced).ok();
         }
         result
@@ -241,13 +171,78 @@ impl Directory {
         digest.update(identity.modified.0.to_le_bytes());
         digest.update(identity.modified.1.to_le_bytes());
         let digest = digest.finalize();
+        let name = name.to_string_lossy().into_owned();
         Some(Frame {
-            name: name.to_string_lossy().into_owned(),
-            path,
             id: digest[..8].iter().map(|byte| format!("{byte:02x}")).collect(),
+            picture: Picture::File(path.clone()),
+            file: Some(File { name, path, identity }),
             captured_at: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
             found_at,
-            identity,
+        })
+    }
+}
+
+impl Source for Directory {
+    /// Every photo as it becomes complete, in the order of arrival, what lies there already first
+    /// (oldest first).
+    fn run(&self, handoff: &Handoff, tell: &dyn Fn(Condition)) {
+        let watched = self.watched.lock().unwrap().take();
+        let (inbox, watch) = watched.expect("a directory is watched once");
+        let mut finder = Finder {
+            directory: self,
+            watch,
+            queue: VecDeque::new(),
+            writing: HashSet::new(),
+            resting: HashMap::new(),
+            next_scan: Instant::now(),
+            trouble: None,
+            tell,
+        };
+        let detail = self.path.display().to_string();
+        tell(Condition { working: true, detail });
+        loop {
+            // All that is known must be heard before the folder is listed or a photo is taken: a
+            // photo that somebody began to write looks complete until then.
+            loop {
+                match inbox.recv_timeout(finder.idle()) {
+                    Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                    Ok(Signal::Change(change)) => finder.hear(change),
+                    Ok(Signal::Replaced) => finder.next_scan = Instant::now(),
+                    Err(RecvTimeoutError::Timeout) => break,
+                }
+            }
+            if Instant::now() >= finder.next_scan {
+                finder.scan();
+                continue;
+            }
+            if let Some((name, found_at)) = finder.queue.pop_front()
+                && let Some(frame) = self.frame(&name, found_at)
+                && !handoff.put(frame)
+            {
+                return;
+            }
+        }
+    }
+
+    fn stop(&self) {
+        self.signals.send(Signal::Stop).ok();
+    }
+
+    /// The photo is archived or removed.
+    fn finish(&self, frame: &Frame) -> io::Result<()> {
+        self.conclude(frame, |directory, path| match directory.afterwards {
+            Afterwards::Archive => directory.move_to("done", path).map(drop),
+            Afterwards::Delete => fs::remove_file(path),
+            Afterwards::Keep => Ok(()),
+        })
+    }
+
+    /// The photo goes to `failed/`, with `reason` in a text file beside it.
+    fn reject(&self, frame: &Frame, reason: &str) -> io::Result<()> {
+        self.conclude(frame, |directory, path| {
+            let mut note = directory.move_to("failed", path)?.into_os_string();
+            note.push(".txt");
+            fs::write(note, format!("{reason}\n"))
         })
     }
 }
@@ -265,6 +260,7 @@ struct Finder<'a> {
     next_scan: Instant,
     /// Why the folder cannot be watched or listed, as last said.
     trouble: Option<String>,
+    tell: &'a dyn Fn(Condition),
 }
 
 impl Finder<'_> {
@@ -320,6 +316,8 @@ impl Finder<'_> {
                 Some(trouble) => tracing::error!(%path, trouble, "folder"),
                 None => tracing::info!(%path, "folder is watched again"),
             }
+            let detail = trouble.clone().unwrap_or_else(|| path.to_string());
+            (self.tell)(Condition { working: trouble.is_none(), detail });
             self.trouble = trouble;
         }
         tracing::trace!("folder listed");
