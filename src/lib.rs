@@ -41,6 +41,8 @@ pub mod lineup;
 pub mod profile;
 pub mod select;
 
+pub mod outbox;
+
 pub mod control;
 pub mod publish;
 pub mod stats;
