@@ -4,21 +4,21 @@ mod bench;
 mod simulate;
 
 use std::fs;
-use std::io::{IsTerminal, Write, stderr, stdout};
+use std::io::{IsTerminal, Read, Write, stderr, stdin, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use vggd::config::Config;
+use vggd::compare::{self, Comparing};
+use vggd::config::{Config, SourceKind};
 use vggd::daemon;
-use vggd::event::{Class, Timings};
+use vggd::event::{Card, Class, Timings};
 use vggd::measure::{Job, Measurement};
 use vggd::model::{Engine, Model};
 use vggd::pipeline::Pipeline;
 use vggd::source::Picture;
-use vggd::source::directory::Directory;
 
 pub(crate) use bench::{BenchFiles, bench};
 pub(crate) use simulate::{Simulation, budget, simulate};
@@ -63,14 +63,15 @@ pub(crate) fn classify(
     let mut code = ExitCode::SUCCESS;
     for path in photos {
         let file = path.display().to_string();
-        let answer = match pipeline.classify(&Picture::File(path.clone()), |_| &model) {
-            Ok((answer, _)) => answer,
+        let photo = match pipeline.decode(&mut Picture::File(path.clone())) {
+            Ok(photo) => photo,
             Err(error) => {
                 eprintln!("vggd: {file}: {error}");
                 code = ExitCode::FAILURE;
                 continue;
             }
         };
+        let (answer, _) = pipeline.classify(&photo, |_| &model)?;
         let timings_ms = answer.timings(Duration::ZERO);
         if json {
             let variant = model.name.as_str();
@@ -95,64 +96,74 @@ pub(crate) fn classify(
 /// Runs every variant on one photo.
 pub(crate) fn compare(config: &Config, photo: &Path, runs: u32, json: bool) -> Result<()> {
     let set = daemon::model_set(config)?;
-    let measured =
-        measure_all(set.names(), config, Some(photo.to_owned()), runs, false, |_| Ok(()))?;
-    let baseline = measured[0].clone();
-    let first = |m: &Measurement| m.answer.as_ref().map(|answer| answer.top[0].class);
-    let mut columns = Vec::new();
-    for measurement in &measured {
-        let variant = set.variant(&measurement.variant)?;
-        let answer = measurement.answer.as_ref().context("a photo gives an answer")?;
-        let cost = Cost {
-            median_ms: measurement.median_ms,
-            load_ms: measurement.load_ms,
-            bytes: variant.bytes,
-            rss_mb: measurement.rss_mb,
-            agrees: first(measurement) == first(&baseline),
-            speedup: (100.0 * baseline.median_ms / measurement.median_ms).round() / 100.0,
-            threads: measurement.threads,
-        };
+    let picture = &Picture::File(photo.to_owned());
+    let comparing = Comparing { config, set: &set, picture, runs, background: false };
+    let (mut cards, mut count) = (Vec::new(), 0);
+    let next = |name: &str| {
+        count += 1;
+        progress(&format!("{name} ({count} of {})", set.manifest.variants.len()));
+    };
+    let compared = compare::compare(&comparing, next, |card| {
+        progress("");
         if json {
-            print_json(&Line {
-                file: photo.display().to_string(),
-                variant: &variant.name,
-                top: &answer.top,
-                timings_ms: answer.timings_ms,
-                cost: Some(cost),
-            })?;
-            continue;
+            print_json(&Compared { file: photo.display().to_string(), card: &card })?;
         }
-        let mut column = vec![
-            variant.name.clone(),
-            format!("{} x {}", variant.side(), variant.side()),
-            format!("{:.1} ms", cost.median_ms),
-            format!("{:.2} x", cost.speedup),
-            format!("{:.0} ms", cost.load_ms),
-            format!("{:.1} MB", variant.bytes as f64 / 1e6),
-            format!("{} MiB", cost.rss_mb),
-            if cost.agrees { "yes" } else { "no" }.to_owned(),
-            String::new(),
-        ];
-        column.extend(answer.top.iter().map(|class| {
-            let label = class.label.split(',').next().unwrap_or_default();
-            format!("{:.1} % {label}", class.probability * 100.0)
-        }));
-        columns.push(column);
-    }
+        cards.push(card);
+        Ok(())
+    });
+    progress("");
+    compared?;
     if json {
         return Ok(());
     }
     let names = ["", "input", "latency", "speed-up", "load", "files", "memory", "agrees", ""];
     let mut head: Vec<String> = names.map(str::to_owned).into();
     head.extend((1..=vggd::event::TOP).map(|rank| format!("top {rank}")));
-    columns.insert(0, head);
-    println!("{}: {} threads, median of {runs} runs", photo.display(), baseline.threads);
+    let mut columns = vec![head];
+    for card in &cards {
+        let side = set.variant(&card.variant)?.side();
+        let mut column = vec![
+            card.variant.clone(),
+            format!("{side} x {side}"),
+            format!("{:.1} ms", card.median_ms),
+            format!("{:.2} x", card.speedup),
+            format!("{:.0} ms", card.load_ms),
+            format!("{:.1} MB", card.bytes as f64 / 1e6),
+            format!("{} MiB", card.rss_mb),
+            if card.agrees { "yes" } else { "no" }.to_owned(),
+            String::new(),
+        ];
+        column.extend(card.top.iter().map(|class| {
+            let label = class.label.split(',').next().unwrap_or_default();
+            format!("{:.1} % {label}", class.probability * 100.0)
+        }));
+        columns.push(column);
+    }
+    println!("{}: {} threads, median of {runs} runs", photo.display(), cards[0].threads);
     let rows = (0..columns[0].len()).map(|row| {
         let cell = |column: &Vec<String>| column.get(row).cloned().unwrap_or_default();
         columns.iter().map(cell).collect()
     });
     print_table(&rows.collect::<Vec<Vec<String>>>(), &[]);
     Ok(())
+}
+
+/// A variant's line with `compare --json`.
+#[derive(Serialize)]
+struct Compared<'a> {
+    file: String,
+    #[serde(flatten)]
+    card: &'a Card,
+}
+
+/// The photo at `path`, or what comes in on stdin for `-`.
+pub(crate) fn picture(path: PathBuf) -> Result<Picture> {
+    if path.as_os_str() != "-" {
+        return Ok(Picture::File(path));
+    }
+    let mut bytes = Vec::new();
+    stdin().lock().read_to_end(&mut bytes).context("stdin")?;
+    Ok(Picture::Encoded(bytes))
 }
 
 /// Writes a file whole.
@@ -172,12 +183,15 @@ pub(crate) fn check(config: &Config) -> Result<()> {
     progress("");
     let path = config.model.set.display();
     verified.map_err(|error| config.wrong("model.set", path, error))?;
-    let source = &config.source;
-    let path = source.directory.display();
-    Directory::open(&source.directory, source.afterwards, source.settle())
-        .map_err(|error| config.wrong("source.directory", &path, error))?;
+    daemon::configured_source(config)?;
     config.mqtt_login()?;
-    println!("ok: {} of {}, photos from {path}", chooser.word(), config.model.set.display());
+    let source = &config.source;
+    let frames = match source.kind {
+        SourceKind::Directory => format!("photos from {}", source.directory.display()),
+        SourceKind::Camera => format!("frames from camera {}", source.device),
+        SourceKind::Stream => format!("frames from {}", source.command),
+    };
+    println!("ok: {} of {}, {frames}", chooser.word(), config.model.set.display());
     println!("    to {}:{}, topic {}", config.mqtt.host, config.mqtt.port, config.mqtt.topic());
     Ok(())
 }
@@ -198,8 +212,10 @@ fn measure_all(
     let mut measured = Vec::new();
     for (index, variant) in names.iter().enumerate() {
         progress(&format!("{variant} ({} of {})", index + 1, names.len()));
-        let (config, variant, photo) = (config.clone(), variant.clone(), photo.clone());
-        let measurement = Job { config, variant, runs, photo, each }.spawn();
+        let (config, variant) = (config.clone(), variant.clone());
+        let picture = photo.clone().map(Picture::File);
+        let background = false;
+        let measurement = Job { config, variant, runs, picture, each, background }.spawn();
         progress("");
         let measurement = measurement?;
         done(&measurement)?;

@@ -14,6 +14,10 @@ pub enum Order {
     Budget(Option<Duration>),
     /// `pause`: `ON` or `OFF`.
     Pause(bool),
+    /// `snapshot`: classify the next frame at once, whatever the message says.
+    Snapshot,
+    /// `compare`: run every variant on the last frame, whatever the message says.
+    Compare,
 }
 
 /// Who chooses the variant of a frame.
@@ -80,6 +84,8 @@ impl Order {
                 "off" | "false" | "0" => Ok(Self::Pause(false)),
                 _ => wrong(&format!("'{text}' is neither ON nor OFF")),
             },
+            "snapshot" => Ok(Self::Snapshot),
+            "compare" => Ok(Self::Compare),
             _ => Err(format!("'{name}/set' is nothing that can be set")),
         }
     }
@@ -104,7 +110,7 @@ mod tests {
     #[test]
     fn orders_are_read_and_nonsense_is_refused() {
         let fixed = |name: &str| Order::Variant(Chooser::Fixed(name.to_owned()));
-        let cases: [(&str, &[u8], Result<Order, &str>); 15] = [
+        let cases: [(&str, &[u8], Result<Order, &str>); 17] = [
             ("variant", b"auto", Ok(Order::Variant(Chooser::Auto))),
             ("variant", b" scaled\n", Ok(fixed("scaled"))),
             ("variant", b"", Err("variant/set: names no variant")),
@@ -119,6 +125,8 @@ mod tests {
             ("pause", b"ON", Ok(Order::Pause(true))),
             ("pause", b"false", Ok(Order::Pause(false))),
             ("pause", b"maybe", Err("pause/set: 'maybe' is neither ON nor OFF")),
+            ("snapshot", b"", Ok(Order::Snapshot)),
+            ("compare", b"PRESS", Ok(Order::Compare)),
             ("colour", b"red", Err("'colour/set' is nothing that can be set")),
         ];
         for (name, payload, expected) in cases {

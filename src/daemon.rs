@@ -1,41 +1,52 @@
 //! The daemon: threads, READY, signals, reload, ordered stop. It puts the parts together and
 //! decides nothing about frames.
 //!
-//! Three strands: `capture` finds photos, `classify` turns them into reports, and the main thread
-//! publishes, takes orders, reloads and stops. A full channel holds the strand before it back, down to
-//! the folder in which photos wait. Beside them `load` gets variants into memory, and `profile` times
-//! those that were not timed before.
+//! Three strands: `capture` finds frames, `classify` turns them into predictions in the outbox, and the
+//! main thread publishes those, takes orders, reloads and stops. Beside them `keep` brings the outbox to
+//! the disk, `load` gets variants into memory, and `profile` times those that were not timed before.
 
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{self as std_mpsc, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch as flag};
+use tokio::sync::{Notify, mpsc, oneshot, watch as flag};
 
-use crate::config::{Config, ConfigError, LIVE, Policy, ProfileWhen};
+use crate::board::Board;
+use crate::classify::{Classifier, Gate, Keeper, Seen};
+use crate::compare::{Comparing, compare};
+use crate::config::{Config, ConfigError, Image, LIVE, Policy, ProfileWhen, SourceKind, Sync};
 use crate::control::{Chooser, Order, State};
-use crate::event::{self, Failure, Prediction};
+use crate::event::{self, Comparison, Failure};
 use crate::lineup::{self, Lineup};
 use crate::manifest::{ModelSet, Variant};
 use crate::measure;
 use crate::model::{Engine, Model, ModelError};
-use crate::pipeline::{ClassifyError, Pipeline};
+use crate::outbox::Outbox;
+use crate::pipeline::Pipeline;
+use crate::preprocess;
 use crate::profile::Profiles;
-use crate::publish::{Publisher, Report};
+use crate::publish::{Channels, Health, Notice, Publisher};
 use crate::source::directory::Directory;
-use crate::source::{Handoff, Source};
+use crate::source::{Condition, Handoff, Picture, Source};
 use crate::stats::{self, Stats};
 use crate::thermal::Thermal;
 use crate::watch::{self, Change, Watch};
 
-/// Reports that may wait for the publisher.
-const REPORTS: usize = 4;
+/// Notices that may wait for the publisher.
+const NOTICES: usize = 64;
+
+/// How often what could not be brought to the disk is tried again.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// Inferences of each variant in a comparison.
+const COMPARED: u32 = 3;
 
 /// Orders that may wait to be carried out.
 const ORDERS: usize = 16;
@@ -103,6 +114,26 @@ pub fn configured_chooser(config: &Config, set: &ModelSet) -> Result<Chooser, Co
     }
 }
 
+/// The configured source of frames.
+///
+/// # Errors
+/// [`ConfigError`] that names the key.
+pub fn configured_source(config: &Config) -> Result<Arc<dyn Source>, ConfigError> {
+    let source = &config.source;
+    match source.kind {
+        SourceKind::Directory => {
+            let path = source.directory.display();
+            let directory = Directory::open(&source.directory, source.afterwards, source.settle());
+            Ok(Arc::new(directory.map_err(|error| config.wrong("source.directory", path, error))?))
+        }
+        SourceKind::Camera => {
+            let problem = "this vggd was built without cameras (cargo feature camera)";
+            Err(config.wrong("source.kind", "camera", problem))
+        }
+        SourceKind::Stream => todo!(),
+    }
+}
+
 /// Runs until a signal asks to stop, or `stop` is done.
 ///
 /// # Errors
@@ -113,11 +144,11 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     crate::logging::start(config.log.level.as_str());
     let set = model_set(&config)?;
     let chooser = configured_chooser(&config, &set)?;
-    let directory =
-        Directory::open(&config.source.directory, config.source.afterwards, config.source.settle());
-    let path = config.source.directory.display();
-    let directory = directory.map_err(|error| config.wrong("source.directory", path, error))?;
     config.mqtt_login()?;
+    let path = config.outbox.directory.display();
+    let outbox = Outbox::open(&config.outbox);
+    let outbox = Arc::new(outbox.map_err(|error| config.wrong("outbox.directory", path, error))?);
+    let source = configured_source(&config)?;
 
     let engine = Engine::configured(&config.model)?;
     let variant = configured_variant(&config, &set)?;
@@ -134,19 +165,25 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
         load_ms = started.elapsed().as_millis() as u64,
         "model loaded"
     );
-    let chosen = State { variant: chooser, budget: config.model.budget(), paused: false };
-    let (miss_rate, limit) = (config.model.miss_rate, config.model.memory_limit());
-    let lineup = Lineup::new(&set, &engine, model, chosen, miss_rate, limit)?;
+    let (budget, limit) = (config.model.budget(), config.model.memory_limit());
+    let miss_rate = config.model.miss_rate;
+    let lineup = Lineup::new(&set, &engine, model, chooser, budget, miss_rate, limit)?;
     let daemon = Daemon {
         options: options.clone(),
-        pipeline: Pipeline::new(&set, &config.source),
-        set,
-        engine,
+        keeper: Arc::new(Keeper::new(outbox.clone(), source.clone())),
+        gate: Arc::new(Gate::new(config.source.pace())),
+        handoff: Arc::default(),
         lineup: Arc::new(lineup),
-        directory: Arc::new(directory),
-        config,
         stats: Arc::default(),
+        health: Arc::default(),
+        seen: Arc::default(),
+        comparing: Arc::default(),
         profiling: false,
+        config,
+        engine,
+        outbox,
+        set,
+        source,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(daemon.run(stop));
@@ -160,10 +197,18 @@ struct Daemon {
     config: Config,
     set: ModelSet,
     engine: Engine,
-    pipeline: Pipeline,
+    source: Arc<dyn Source>,
+    handoff: Arc<Handoff>,
+    gate: Arc<Gate>,
     lineup: Arc<Lineup>,
-    directory: Arc<Directory>,
+    keeper: Arc<Keeper>,
+    outbox: Arc<Outbox>,
     stats: Arc<Mutex<Stats>>,
+    health: Arc<Health>,
+    /// The last frame that was classified.
+    seen: Arc<Mutex<Option<Seen>>>,
+    /// Whether a comparison is under way.
+    comparing: Arc<AtomicBool>,
     /// Whether variants are being timed, or were.
     profiling: bool,
 }
@@ -179,43 +224,43 @@ impl Daemon {
         // What changed while the model was loaded.
         triggers.try_send(()).ok();
 
-        if self.lineup.state().variant == Chooser::Auto {
+        if self.lineup.orders().0 == Chooser::Auto {
             self.profile(self.config.model.profile_when)?;
         }
         let (stop, stopped) = flag::channel(false);
-        let stopping = Arc::new(AtomicBool::new(false));
-        let (reports, received) = mpsc::channel(REPORTS);
+        let (notices, noticed) = mpsc::channel(NOTICES);
         let (orders, ordered) = mpsc::channel(ORDERS);
-        let (states, state) = flag::channel(self.lineup.state());
-        let directory = self.directory.clone();
-        let publisher = Publisher::new(&self.config, directory, received, state, orders, stopped);
-        let publisher = tokio::spawn(publisher.run());
-
-        let handoff = Arc::new(Handoff::default());
-        let (directory, frames) = (self.directory.clone(), handoff.clone());
-        let (capture, mut capture_ended) = spawn("capture", move || {
-            directory.run(&frames, &|_| {});
-            Ok(())
-        })?;
-        let classify = Classify {
-            pipeline: self.pipeline.clone(),
-            lineup: self.lineup.clone(),
-            directory: self.directory.clone(),
-            stats: self.stats.clone(),
-            stopping: stopping.clone(),
+        let (board, retained) = Board::new(&self.config, &self.set);
+        let board = Arc::new(board);
+        board.orders(&self.orders());
+        let fresh = Arc::new(Notify::new());
+        let channels = Channels {
+            outbox: self.outbox.clone(),
+            fresh: fresh.clone(),
+            notices: noticed,
+            retained,
+            orders,
+            stop: stopped,
+            health: self.health.clone(),
         };
-        let (sender, frames) = (reports.clone(), handoff.clone());
-        let (classify, mut classify_ended) =
-            spawn("classify", move || classify.run(&frames, &sender))?;
+        let publisher = tokio::spawn(Publisher::new(&self.config, channels).run());
 
+        let (keep, mut keep_ended, stop_keeping) = self.keep()?;
+        let (capture, mut capture_ended) = self.capture(board.clone(), notices.clone())?;
+        let (pictures, pictured) = mpsc::channel(1);
+        let (classify, mut classify_ended) =
+            self.classify(board.clone(), notices.clone(), fresh, pictures)?;
         let lineup = self.lineup.clone();
         let (load, _) = spawn("load", move || {
             lineup.keep_loaded();
             Ok(())
         })?;
 
-        let (directory, lineup) = (self.directory.clone(), self.lineup.clone());
-        let reload = tokio::spawn(self.obey(triggered, ordered, states, reports));
+        let Self { source, handoff, gate, lineup, .. } = &self;
+        let (source, handoff) = (source.clone(), handoff.clone());
+        let (gate, lineup) = (gate.clone(), lineup.clone());
+        let inbox = Inbox { triggered, ordered, pictured };
+        let obey = tokio::spawn(self.obey(inbox, board, notices));
         sd_notify::notify(&[NotifyState::Ready]).ok();
         tracing::info!("ready");
 
@@ -226,66 +271,149 @@ impl Daemon {
                 () = &mut asked => break,
                 _ = &mut capture_ended => break,
                 _ = &mut classify_ended => break,
+                _ = &mut keep_ended => break,
                 _ = hangup.recv() => drop(triggers.try_send(())),
             }
         }
         tracing::info!("stopping");
         sd_notify::notify(&[NotifyState::Stopping]).ok();
-        stopping.store(true, Ordering::Relaxed);
-        directory.stop();
+        gate.stop();
+        source.stop();
         handoff.close();
-        lineup.pause(false);
+        obey.abort();
         stop.send(true).ok();
-        // The last senders of reports go with the reload and the classifying thread; the publisher
-        // then ends by itself, and without it that thread cannot be held up.
-        reload.abort();
+        let joined = tokio::task::spawn_blocking(move || {
+            join(classify)?;
+            join(capture)?;
+            drop(stop_keeping);
+            join(keep)
+        });
+        let joined = joined.await?;
+        // The last senders of notices went with these threads; the publisher now ends by itself.
         publisher.await.context("publishing failed")?;
-        for thread in [capture, classify] {
-            thread.join().map_err(|_| anyhow!("a thread panicked"))??;
-        }
         lineup.stop();
-        load.join().map_err(|_| anyhow!("a thread panicked"))??;
-        Ok(())
+        join(load)?;
+        joined
+    }
+
+    /// Starts the thread that brings predictions safely to the disk, and then lets their photos go.
+    fn keep(&self) -> Result<(Thread, oneshot::Receiver<()>, std_mpsc::Sender<()>)> {
+        let (outbox, keeper) = (self.outbox.clone(), self.keeper.clone());
+        let pause = match self.config.outbox.sync {
+            Sync::Interval => self.config.outbox.interval(),
+            Sync::Always | Sync::Never => KEEP_EVERY,
+        };
+        let (stop, stopped) = std_mpsc::channel::<()>();
+        let (thread, ended) = spawn("keep", move || {
+            loop {
+                let goes_on = stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout);
+                outbox.flush();
+                keeper.settle();
+                if !goes_on {
+                    return Ok(());
+                }
+            }
+        })?;
+        Ok((thread, ended, stop))
+    }
+
+    /// Starts the thread that frames come from.
+    fn capture(
+        &self,
+        board: Arc<Board>,
+        notices: mpsc::Sender<Notice>,
+    ) -> Result<(Thread, oneshot::Receiver<()>)> {
+        let (source, handoff) = (self.source.clone(), self.handoff.clone());
+        let tell = move |condition: Condition| {
+            if !condition.working {
+                let failure = Failure::new("source", None, condition.detail.clone());
+                notices.try_send(Notice::failure(&failure)).ok();
+            }
+            board.condition(condition);
+        };
+        spawn("capture", move || {
+            source.run(&handoff, &tell);
+            Ok(())
+        })
+    }
+
+    /// Starts the thread that classifies; it puts into `pictures` what is to be published as an image.
+    fn classify(
+        &self,
+        board: Arc<Board>,
+        notices: mpsc::Sender<Notice>,
+        fresh: Arc<Notify>,
+        pictures: mpsc::Sender<Arc<Picture>>,
+    ) -> Result<(Thread, oneshot::Receiver<()>)> {
+        let (latest, image) = (self.seen.clone(), self.config.state.image);
+        let seen = move |seen: Seen| {
+            fresh.notify_one();
+            let changed = board.see(&seen);
+            let wanted = match image {
+                Image::Off => false,
+                Image::Change => changed || seen.snapshot,
+                Image::Demand => seen.snapshot,
+            };
+            if wanted {
+                pictures.try_send(seen.picture.clone()).ok();
+            }
+            *latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        };
+        let failed = move |failure| drop(notices.try_send(Notice::failure(&failure)));
+        let classifier = Classifier {
+            pipeline: Pipeline::new(&self.set, &self.config.source),
+            lineup: self.lineup.clone(),
+            gate: self.gate.clone(),
+            keeper: self.keeper.clone(),
+            stats: self.stats.clone(),
+            source: self.config.source.kind.as_str(),
+            min_change: self.config.source.min_change,
+            seen: Box::new(seen),
+            failed: Box::new(failed),
+        };
+        let handoff = self.handoff.clone();
+        spawn("classify", move || classifier.run(&handoff))
+    }
+
+    /// What may be set, as it is now.
+    fn orders(&self) -> State {
+        let (variant, budget) = self.lineup.orders();
+        State { variant, budget, paused: self.gate.paused() }
     }
 
     /// Carries out orders, and takes over what changed in the configuration each time it is told to
-    /// look. Tells in `states` what holds afterwards.
-    async fn obey(
-        mut self,
-        mut triggered: mpsc::Receiver<()>,
-        mut orders: mpsc::Receiver<(String, Vec<u8>)>,
-        states: flag::Sender<State>,
-        reports: mpsc::Sender<Report>,
-    ) {
+    /// look. Tells on `board` what holds afterwards.
+    async fn obey(mut self, mut inbox: Inbox, board: Arc<Board>, notices: mpsc::Sender<Notice>) {
         let period = self.config.mqtt.stats();
         let mut next = tokio::time::Instant::now() + period.unwrap_or_default();
         loop {
             let result = tokio::select! {
                 () = tokio::time::sleep_until(next), if period.is_some() => {
                     next += period.unwrap_or_default();
+                    let stats = self.stats();
+                    board.throttled(&stats.thermal);
                     // Without a broker there is nobody to tell.
-                    reports.try_send(Report::Stats(Box::new(self.stats()))).ok();
+                    notices.try_send(Notice::json("stats", &stats)).ok();
                     continue;
                 }
-                trigger = triggered.recv() => {
+                Some(picture) = inbox.pictured.recv() => {
+                    self.publish_image(picture, notices.clone());
+                    continue;
+                }
+                trigger = inbox.triggered.recv() => {
                     if trigger.is_none() {
                         return;
                     }
                     tokio::time::sleep(DEBOUNCE).await;
-                    triggered.try_recv().ok();
+                    inbox.triggered.try_recv().ok();
                     self.take_over().await
                 }
-                Some((name, payload)) = orders.recv() => match Order::parse(&name, &payload) {
-                    Ok(order) => self.carry_out(order).await,
+                Some((name, payload)) = inbox.ordered.recv() => match Order::parse(&name, &payload) {
+                    Ok(order) => self.carry_out(order, &notices).await,
                     Err(problem) => Err(Refused::Order(problem)),
                 },
             };
-            let state = self.lineup.state();
-            states.send_if_modified(|before| {
-                let differs = *before != state;
-                *before = state;
-                differs
-            });
+            board.orders(&self.orders());
             let (kind, error) = match result {
                 Ok(()) => continue,
                 Err(Refused::Configuration(error)) => ("configuration", anyhow!(error)),
@@ -295,7 +423,8 @@ impl Daemon {
             let message = format!("{error:#}");
             tracing::error!(error = message, "change refused, going on as before");
             // Without a broker the channel is full and the log has to do.
-            reports.try_send(Report::Notice(failure(kind, None, message))).ok();
+            let failure = Failure::new(kind, None, message);
+            notices.try_send(Notice::failure(&failure)).ok();
         }
     }
 
@@ -305,20 +434,90 @@ impl Daemon {
         if let Some(throttled) = thermal.throttled.filter(|throttled| throttled.any()) {
             tracing::warn!(?throttled, "the board is held back");
         }
+        let outbox = self.outbox.status();
         stats::Message {
             at: event::timestamp(SystemTime::now()),
             summary: self.stats.lock().unwrap_or_else(PoisonError::into_inner).take(),
+            dropped: self.handoff.dropped(),
+            outbox: stats::Outbox {
+                pending: outbox.pending,
+                bytes: outbox.bytes,
+                dropped: outbox.dropped,
+            },
+            reconnects: self.health.reconnects(),
             slowdown: self.lineup.slowdown(),
             rss_mb: measure::memory("VmRSS:").ok(),
             thermal,
         }
     }
 
-    async fn carry_out(&mut self, order: Order) -> Result<(), Refused> {
+    /// Publishes the picture, as a JPEG that is small enough.
+    fn publish_image(&self, picture: Arc<Picture>, notices: mpsc::Sender<Notice>) {
+        let pipeline = Pipeline::new(&self.set, &self.config.source);
+        let most = self.config.state.image_bytes();
+        tokio::task::spawn_blocking(move || {
+            let decoded = pipeline.decode(&mut Picture::clone(&picture)).ok()?;
+            let jpeg = preprocess::to_jpeg(&decoded.photo, most)?;
+            notices.try_send(Notice::new("image", jpeg)).ok()
+        });
+    }
+
+    /// Runs every variant on the last frame, beside the classification and behind it.
+    fn compare(&self, notices: mpsc::Sender<Notice>) -> Result<(), Refused> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(Seen { picture, prediction, .. }) = seen else {
+            return Err(Refused::Order("compare/set: no frame was classified so far".to_owned()));
+        };
+        if self.comparing.swap(true, Ordering::Relaxed) {
+            return Err(Refused::Order("compare/set: a comparison is under way".to_owned()));
+        }
+        let (config, set, busy) = (self.config.clone(), self.set.clone(), self.comparing.clone());
+        tokio::task::spawn_blocking(move || {
+            let mut variants = Vec::new();
+            let (config, set, picture) = (&config, &set, &*picture);
+            let comparing = Comparing { config, set, picture, runs: COMPARED, background: true };
+            let compared = compare(
+                &comparing,
+                |_| {},
+                |card| {
+                    variants.push(card);
+                    Ok(())
+                },
+            );
+            busy.store(false, Ordering::Relaxed);
+            let notice = match compared {
+                Ok(()) => Notice::json(
+                    "compare",
+                    &Comparison {
+                        schema: event::SCHEMA,
+                        at: event::timestamp(SystemTime::now()),
+                        id: prediction.id.clone(),
+                        file: prediction.file.clone(),
+                        variants,
+                    },
+                ),
+                Err(error) => {
+                    let message = format!("compare/set: {error:#}");
+                    tracing::error!(error = message, "comparison failed");
+                    Notice::failure(&Failure::new("model", None, message))
+                }
+            };
+            notices.try_send(notice).ok();
+        });
+        Ok(())
+    }
+
+    async fn carry_out(
+        &mut self,
+        order: Order,
+        notices: &mpsc::Sender<Notice>,
+    ) -> Result<(), Refused> {
         tracing::info!(?order, "ordered");
         match order {
             Order::Budget(budget) => self.lineup.set_budget(budget),
-            Order::Pause(paused) => self.lineup.pause(paused),
+            Order::Pause(paused) => self.gate.pause(paused),
+            Order::Snapshot => self.gate.snapshot(),
+            Order::Compare => self.compare(notices.clone())?,
             Order::Variant(Chooser::Auto) => {
                 self.lineup
                     .choose_automatically()
@@ -426,100 +625,21 @@ enum Refused {
     Model(anyhow::Error),
 }
 
-/// What the classifying thread needs.
-struct Classify {
-    pipeline: Pipeline,
-    lineup: Arc<Lineup>,
-    directory: Arc<Directory>,
-    stats: Arc<Mutex<Stats>>,
-    stopping: Arc<AtomicBool>,
-}
-
-impl Classify {
-    fn stats(&self) -> MutexGuard<'_, Stats> {
-        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Classifies frame after frame. A photo that cannot be classified is put aside; a model that
-    /// cannot classify ends it.
-    fn run(&self, frames: &Handoff, reports: &mpsc::Sender<Report>) -> Result<()> {
-        let mut sequence = 0;
-        while let Some(frame) = frames.take() {
-            self.lineup.wait_while_paused();
-            if self.stopping.load(Ordering::Relaxed) {
-                break;
-            }
-            let wait = frame.found_at.elapsed();
-            let name = frame.file.as_ref().map(|file| file.name.clone()).unwrap_or_default();
-            let classified =
-                self.pipeline.classify(&frame.picture, |spent| self.lineup.choose(spent));
-            let report = match classified {
-                Ok((answer, chosen)) => {
-                    self.lineup.observe(&chosen, answer.after_decoding());
-                    sequence += 1;
-                    let (model, budget) = (&chosen.model, chosen.budget);
-                    let in_time = budget.map(|budget| answer.age() <= budget);
-                    self.stats().count(&model.name, answer.age(), in_time);
-                    let prediction = Prediction {
-                        schema: event::SCHEMA,
-                        id: frame.id.clone(),
-                        sequence,
-                        source: "directory",
-                        file: name.clone(),
-                        captured_at: event::timestamp(frame.captured_at),
-                        variant: model.name.clone(),
-                        timings_ms: answer.timings(wait),
-                        budget_ms: budget.map(event::milliseconds),
-                        in_time,
-                        replayed: false,
-                        top: answer.top,
-                    };
-                    tracing::debug!(
-                        file = name,
-                        variant = model.name,
-                        class = prediction.top[0].label,
-                        probability = prediction.top[0].probability,
-                        total_ms = prediction.timings_ms.total,
-                        "classified"
-                    );
-                    Report::Predicted(frame, prediction)
-                }
-                Err(ClassifyError::Gone) => {
-                    tracing::debug!(file = name, "photo was taken away");
-                    self.directory.finish(&frame).ok();
-                    continue;
-                }
-                Err(ClassifyError::Model(error)) => {
-                    tracing::error!(%error, "the model failed, the photo stays");
-                    let failure = failure("model", None, error.to_string());
-                    reports.blocking_send(Report::Notice(failure)).ok();
-                    return Err(error.into());
-                }
-                Err(error) => {
-                    self.stats().reject();
-                    tracing::warn!(file = name, %error, "photo rejected");
-                    let failure = failure("photo", Some(name.clone()), error.to_string());
-                    Report::Rejected(frame, failure)
-                }
-            };
-            if reports.blocking_send(report).is_err() {
-                break;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The most characters of an error that are published.
-const LONGEST_MESSAGE: usize = 2000;
-
-fn failure(kind: &'static str, file: Option<String>, message: String) -> Failure {
-    let message = message.chars().take(LONGEST_MESSAGE).collect();
-    let at = event::timestamp(SystemTime::now());
-    Failure { schema: event::SCHEMA, at, kind, file, message }
+/// What comes in while it runs.
+struct Inbox {
+    /// The configuration may have changed.
+    triggered: mpsc::Receiver<()>,
+    /// Orders as they came: name and payload.
+    ordered: mpsc::Receiver<(String, Vec<u8>)>,
+    /// Pictures to publish.
+    pictured: mpsc::Receiver<Arc<Picture>>,
 }
 
 type Thread = thread::JoinHandle<Result<()>>;
+
+fn join(thread: Thread) -> Result<()> {
+    thread.join().map_err(|_| anyhow!("a thread panicked"))?
+}
 
 /// Starts a thread, and tells when it ends, in whichever way.
 fn spawn(

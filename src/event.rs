@@ -1,5 +1,6 @@
 //! The wire format: what vggd says over MQTT and with `--json`. Values only; it knows no transport.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -11,20 +12,20 @@ pub const SCHEMA: u32 = 1;
 pub const TOP: usize = 5;
 
 /// Message on `prediction`: the answer for one frame.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
     /// [`SCHEMA`].
     pub schema: u32,
     /// The same for the same photo even when it is classified again after a crash, so that a
     /// receiver can drop repeats.
     pub id: String,
-    /// Counts predictions from 1 since the daemon started.
+    /// Counts predictions from 1, across restarts. A gap is predictions that were dropped.
     pub sequence: u64,
-    /// Kind of source: `directory`.
-    pub source: &'static str,
-    /// Name of the photo in its directory.
-    pub file: String,
-    /// When the photo was written, RFC 3339, UTC.
+    /// Kind of source: `directory`, `camera` or `stream`.
+    pub source: Cow<'static, str>,
+    /// Name of the photo in its directory, if it comes from one.
+    pub file: Option<String>,
+    /// When the frame was captured or the photo written, RFC 3339, UTC.
     pub captured_at: String,
     /// Which variant answered.
     pub variant: String,
@@ -34,9 +35,10 @@ pub struct Prediction {
     pub timings_ms: Timings,
     /// The budget, if one is set.
     pub budget_ms: Option<f64>,
-    /// Whether the budget was kept, if one is set. The photo's time in the queue does not count.
+    /// Whether the budget was kept, if one is set. A photo's time in the queue does not count.
     pub in_time: Option<bool>,
-    /// True when the message was sent before and no acknowledgement came.
+    /// True when the message may have been sent before: no acknowledgement came, or vggd was started
+    /// anew since.
     pub replayed: bool,
 }
 
@@ -47,13 +49,84 @@ pub struct Failure {
     pub schema: u32,
     /// When, RFC 3339, UTC.
     pub at: String,
-    /// `photo`, `configuration` or `model`.
+    /// `photo`, `frame`, `source`, `configuration`, `order` or `model`.
     pub kind: &'static str,
     /// The photo's name, for kind `photo`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
     /// What was wrong.
     pub message: String,
+}
+
+/// The most characters of an error that are published.
+const LONGEST_MESSAGE: usize = 2000;
+
+impl Prediction {
+    /// The message.
+    pub fn json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a message is JSON")
+    }
+
+    /// A message marked as replayed; one that is no prediction stays as it is.
+    pub fn replayed(json: Vec<u8>) -> Vec<u8> {
+        match serde_json::from_slice::<Self>(&json) {
+            Ok(prediction) => Self { replayed: true, ..prediction }.json(),
+            Err(_) => json,
+        }
+    }
+}
+
+impl Failure {
+    /// A failure of now.
+    pub fn new(kind: &'static str, file: Option<String>, message: String) -> Self {
+        let message = message.chars().take(LONGEST_MESSAGE).collect();
+        Self { schema: SCHEMA, at: timestamp(SystemTime::now()), kind, file, message }
+    }
+
+    /// The message.
+    pub fn json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a message is JSON")
+    }
+}
+
+/// Message on `compare`: what every variant says of one frame.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Comparison {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// When, RFC 3339, UTC.
+    pub at: String,
+    /// The frame's `id`, as in its prediction.
+    pub id: String,
+    /// Name of the photo, if it is one.
+    pub file: Option<String>,
+    /// One for each variant, in the order of the set.
+    pub variants: Vec<Card>,
+}
+
+/// What a variant says of a frame, and what it costs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Card {
+    /// The variant's name.
+    pub variant: String,
+    /// The likeliest classes, the likeliest first.
+    pub top: Vec<Class>,
+    /// Where the time went; inference is the median of the runs.
+    pub timings_ms: Timings,
+    /// Median inference.
+    pub median_ms: f64,
+    /// From the first byte read to the first answer.
+    pub load_ms: f64,
+    /// Size on disk: the graph and all weights it needs.
+    pub bytes: u64,
+    /// Resident memory after the last run, in MiB.
+    pub rss_mb: u64,
+    /// Whether its first class is the first variant's.
+    pub agrees: bool,
+    /// How many times faster than the first variant it is.
+    pub speedup: f64,
+    /// Threads that ran it.
+    pub threads: usize,
 }
 
 /// One class with the network's belief in it.
@@ -70,7 +143,7 @@ pub struct Class {
 /// Milliseconds of each stage; the first four add up to `total`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timings {
-    /// Between being found and being taken off the queue.
+    /// Between being found or captured and being taken off the queue.
     pub wait: f64,
     /// Reading and decoding.
     pub decode: f64,

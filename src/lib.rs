@@ -35,14 +35,16 @@ pub mod preprocess;
 pub mod model;
 
 pub mod event;
+pub mod outbox;
 pub mod pipeline;
+
+pub mod classify;
 
 pub mod lineup;
 pub mod profile;
 pub mod select;
 
-pub mod outbox;
-
+pub mod board;
 pub mod control;
 pub mod publish;
 pub mod stats;
@@ -51,6 +53,7 @@ pub mod thermal;
 pub mod daemon;
 pub mod logging;
 
+pub mod compare;
 pub mod distribution;
 pub mod measure;
 pub mod simulate;

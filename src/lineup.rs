@@ -7,7 +7,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::control::{Chooser, State};
+use crate::control::Chooser;
 use crate::event::duration;
 use crate::manifest::{ModelSet, SetError};
 use crate::model::{Engine, Model, ModelError};
@@ -31,7 +31,8 @@ pub struct Lineup {
 }
 
 struct Inner {
-    state: State,
+    chooser: Chooser,
+    budget: Option<Duration>,
     /// Index of the variant that runs if nobody chooses, or as long as nothing is profiled.
     fixed: usize,
     miss_rate: f64,
@@ -73,7 +74,7 @@ impl std::borrow::Borrow<Model> for Chosen {
 }
 
 impl Lineup {
-    /// A lineup of `set` in which `first` is in memory and fixed; `state` says who chooses.
+    /// A lineup of `set` in which `first` is in memory and fixed.
     ///
     /// # Errors
     /// [`SetError`] when `first` is no variant of the set.
@@ -81,7 +82,8 @@ impl Lineup {
         set: &ModelSet,
         engine: &Engine,
         first: Model,
-        state: State,
+        chooser: Chooser,
+        budget: Option<Duration>,
         miss_rate: f64,
         memory_limit: Option<u64>,
     ) -> Result<Self, SetError> {
@@ -90,7 +92,8 @@ impl Lineup {
         let mut places = vec![Place::default(); count];
         places[fixed].model = Some(Arc::new(first));
         let inner = Inner {
-            state,
+            chooser,
+            budget,
             fixed,
             miss_rate,
             costs: vec![None; count],
@@ -109,9 +112,10 @@ impl Lineup {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What holds now.
-    pub fn state(&self) -> State {
-        self.lock().state.clone()
+    /// Who chooses now, and within which budget.
+    pub fn orders(&self) -> (Chooser, Option<Duration>) {
+        let inner = self.lock();
+        (inner.chooser.clone(), inner.budget)
     }
 
     /// The model for a frame that has taken `spent` so far. Waits only if nothing is in memory, and
@@ -125,7 +129,7 @@ impl Lineup {
                 if inner.wanted.is_some() {
                     self.changed.notify_all();
                 }
-                return Chosen { model, budget: inner.state.budget, index };
+                return Chosen { model, budget: inner.budget, index };
             }
             self.changed.notify_all();
             inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
@@ -144,14 +148,8 @@ impl Lineup {
     /// How many times slower than undisturbed computing and memory are, while the selector chooses.
     pub fn slowdown(&self) -> Option<[f64; 2]> {
         let inner = self.lock();
-        let selector = inner.selector.as_ref().filter(|_| inner.state.variant == Chooser::Auto)?;
+        let selector = inner.selector.as_ref().filter(|_| inner.chooser == Chooser::Auto)?;
         Some(selector.slowdown())
-    }
-
-    /// Waits while frames are paused.
-    pub fn wait_while_paused(&self) {
-        let waits = |inner: &mut Inner| inner.state.paused;
-        drop(self.changed.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Ends [`keep_loaded`](Self::keep_loaded), when no more frames come.
@@ -160,15 +158,9 @@ impl Lineup {
         self.changed.notify_all();
     }
 
-    /// Pauses or goes on.
-    pub fn pause(&self, paused: bool) {
-        self.lock().state.paused = paused;
-        self.changed.notify_all();
-    }
-
     /// Sets the budget of the frames to come.
     pub fn set_budget(&self, budget: Option<Duration>) {
-        self.lock().state.budget = budget;
+        self.lock().budget = budget;
     }
 
     /// Sets the share of frames that may be late.
@@ -185,8 +177,8 @@ impl Lineup {
     pub fn choose_automatically(&self) -> Result<(), String> {
         evaluated(&self.set)?;
         let mut inner = self.lock();
-        tracing::info!(before = inner.state.variant.word(), "the variant is chosen for each frame");
-        inner.state.variant = Chooser::Auto;
+        tracing::info!(before = inner.chooser.word(), "the variant is chosen for each frame");
+        inner.chooser = Chooser::Auto;
         Ok(())
     }
 
@@ -201,8 +193,8 @@ impl Lineup {
             self.load(index)?;
         }
         let mut inner = self.lock();
-        tracing::info!(variant = name, before = inner.state.variant.word(), "variant switched");
-        inner.state.variant = Chooser::Fixed(name.to_owned());
+        tracing::info!(variant = name, before = inner.chooser.word(), "variant switched");
+        inner.chooser = Chooser::Fixed(name.to_owned());
         inner.fixed = index;
         // Nobody chooses the others any more.
         for (other, place) in inner.places.iter_mut().enumerate() {
@@ -251,7 +243,7 @@ impl Lineup {
 
     /// Drops what the selector has not chosen for long, all but the latest.
     fn drop_idle(&self, inner: &mut Inner) {
-        if inner.state.variant != Chooser::Auto || inner.selector.is_none() {
+        if inner.chooser != Chooser::Auto || inner.selector.is_none() {
             return;
         }
         let latest = inner.places.iter().filter_map(|place| place.since).max();
@@ -300,13 +292,13 @@ impl Lineup {
 impl Inner {
     /// The variant for a frame, of those in memory; asks for a better one if that is not there.
     fn pick(&mut self, spent: Duration) -> Option<usize> {
-        let Some(selector) = self.selector.as_ref().filter(|_| self.state.variant == Chooser::Auto)
+        let Some(selector) = self.selector.as_ref().filter(|_| self.chooser == Chooser::Auto)
         else {
             let present = self.places[self.fixed].model.is_some();
             self.wanted = (!present).then_some(self.fixed);
             return present.then_some(self.fixed);
         };
-        let left = match self.state.budget {
+        let left = match self.budget {
             Some(budget) => budget.saturating_sub(spent),
             None => Duration::MAX,
         };

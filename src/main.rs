@@ -146,7 +146,7 @@ Examples:
     },
     /// Print the documented default configuration
     Defaults,
-    /// Measure one variant in this process
+    /// Measure one variant in this process; "-" reads the photo from stdin
     #[command(hide = true)]
     Measure {
         photo: Option<PathBuf>,
@@ -158,6 +158,8 @@ Examples:
         timing: Timing,
         #[arg(long)]
         each: bool,
+        #[arg(long)]
+        background: bool,
     },
 }
 
@@ -247,10 +249,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Simulate(simulation) => commands::simulate(&simulation)?,
         Command::Check { set } => commands::check(&set.options().load()?)?,
         Command::Defaults => print!("{}", config::DEFAULT),
-        Command::Measure { photo, set, variant, timing, each } => {
+        Command::Measure { photo, set, variant, timing, each, background } => {
             let config = set.load(&timing.compute)?;
             let runs = timing.runs.unwrap_or(20);
-            commands::measure(&Job { config, variant, runs, photo, each })?;
+            let picture = photo.map(commands::picture).transpose()?;
+            commands::measure(&Job { config, variant, runs, picture, each, background })?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,8 +1,9 @@
 //! What a variant costs on this machine: latency, load time, memory. One process per variant, so
 //! that none profits from what another left behind.
 
+use std::borrow::Cow;
 use std::fs;
-use std::path::PathBuf;
+use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use crate::event::{Class, Timings, milliseconds};
 use crate::manifest::ModelSet;
 use crate::model::{Engine, Model};
 use crate::pipeline::{Pipeline, Prepared};
+use crate::preprocess;
 use crate::source::Picture;
 
 /// What to measure.
@@ -26,10 +28,12 @@ pub struct Job {
     pub variant: String,
     /// How many inferences are timed, at least 1, after one that is not.
     pub runs: u32,
-    /// The photo to classify; noise without one.
-    pub photo: Option<PathBuf>,
+    /// What to classify; noise without it.
+    pub picture: Option<Picture>,
     /// Whether each single run is reported.
     pub each: bool,
+    /// Whether everything else on the machine goes first.
+    pub background: bool,
 }
 
 /// One variant's figures. Times are in milliseconds, memory in MiB.
@@ -101,9 +105,23 @@ impl Job {
         command.args(["--precision", model.precision.as_str()]);
         command.args(["--runs", &self.runs.to_string()]);
         command.args(self.each.then_some("--each"));
-        command.args(self.photo.iter());
+        command.args(self.background.then_some("--background"));
+        let bytes = match &self.picture {
+            None => None,
+            Some(Picture::File(path)) => {
+                command.arg(path);
+                None
+            }
+            Some(Picture::Encoded(bytes)) => Some(Cow::Borrowed(bytes.as_slice())),
+            Some(Picture::Raw(raw)) => Some(Cow::Owned(preprocess::to_png(&raw.decode()?))),
+        };
+        command.args(bytes.is_some().then_some("-"));
         command.args(file.iter().flat_map(|file| ["--config".as_ref(), file.as_os_str()]));
-        let output = command.stderr(Stdio::inherit()).output()?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut child = command.spawn()?;
+        // It reads all of this before it says anything; if it does not, its exit status tells.
+        child.stdin.take().and_then(|mut stdin| stdin.write_all(&bytes.unwrap_or_default()).ok());
+        let output = child.wait_with_output()?;
         ensure!(output.status.success(), "variant '{}' could not be measured", self.variant);
         serde_json::from_slice(&output.stdout).context("unreadable measurement")
     }
@@ -114,6 +132,9 @@ impl Job {
     /// When the set, the variant or the photo cannot be used.
     pub fn run(&self) -> Result<Measurement> {
         ensure!(self.runs > 0, "at least one run is needed to measure");
+        if self.background {
+            rustix::process::nice(19).context("cannot lower the priority")?;
+        }
         let start = Instant::now();
         let set = ModelSet::open(&self.config.model.set)?;
         let engine = Engine::configured(&self.config.model)?;
@@ -121,10 +142,11 @@ impl Job {
         let loaded = start.elapsed();
 
         let pipeline = Pipeline::new(&set, &self.config.source);
-        let prepared = match &self.photo {
-            Some(path) => pipeline
-                .prepare(&Picture::File(path.clone()), |_| model.side)
-                .with_context(|| path.display().to_string())?,
+        let prepared = match &self.picture {
+            Some(picture) => {
+                let decoded = pipeline.decode(&mut picture.clone());
+                pipeline.prepare(&decoded.with_context(|| format!("{picture:?}"))?, model.side)
+            }
             None => Prepared {
                 input: noise(3 * model.side * model.side),
                 decode: Duration::ZERO,
@@ -168,7 +190,7 @@ impl Job {
             peak_rss_mb: memory("VmHWM:")?,
             each: each.collect(),
             answer: self
-                .photo
+                .picture
                 .is_some()
                 .then(|| Answer { top: pipeline.top(&logits), timings_ms: Timings::new(stages) }),
         })

@@ -4,7 +4,7 @@
 use std::borrow::Borrow;
 use std::fs::File;
 use std::io::{self, Read};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::catch_unwind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::config;
 use crate::event::{self, Class, Timings};
 use crate::manifest::{ModelSet, Preprocess};
 use crate::model::{Model, ModelError};
-use crate::preprocess::{self, DecodeError, Limits};
+use crate::preprocess::{self, DecodeError, Limits, Photo};
 use crate::source::Picture;
 
 /// Why there is no prediction for a photo.
@@ -38,9 +38,15 @@ pub enum ClassifyError {
     /// The decoder gave up in a way that it should not: a defect of this program.
     #[error("the decoder panicked")]
     Panicked,
-    /// Not the photo but the model is at fault.
-    #[error(transparent)]
-    Model(#[from] ModelError),
+}
+
+/// A decoded photo.
+#[derive(Clone, Debug)]
+pub struct Decoded {
+    /// Its pixels.
+    pub photo: Photo,
+    /// Time for reading and decoding.
+    took: Duration,
 }
 
 /// A photo as a variant wants it.
@@ -101,56 +107,53 @@ impl Pipeline {
         }
     }
 
-    /// Reads, decodes and classifies a picture with the model that `choose` gives, when told
-    /// how much time has gone by; gives that too.
+    /// Reads and decodes a picture. If it lies in a file, its bytes take the file's place.
     ///
     /// # Errors
-    /// [`ClassifyError`]; the photo is left as it is.
+    /// [`ClassifyError`], but never about the model; a photo is left as it is.
+    pub fn decode(&self, picture: &mut Picture) -> Result<Decoded, ClassifyError> {
+        let start = Instant::now();
+        if let Picture::File(path) = picture {
+            *picture = Picture::Encoded(self.read(path)?);
+        }
+        // A photo is whatever a stranger puts there; it must not take the daemon with it.
+        let photo = catch_unwind(|| match &*picture {
+            Picture::File(_) => unreachable!("it was read"),
+            Picture::Encoded(bytes) => preprocess::decode(bytes, &self.limits),
+            Picture::Raw(raw) => raw.decode(),
+        });
+        let photo = photo.map_err(|_| ClassifyError::Panicked)??;
+        Ok(Decoded { photo, took: start.elapsed() })
+    }
+
+    /// Makes a network's input of a photo, `side` x `side` pixels.
+    pub fn prepare(&self, decoded: &Decoded, side: usize) -> Prepared {
+        let start = Instant::now();
+        let input = preprocess::to_input(&decoded.photo, side, &self.rule);
+        Prepared { input, decode: decoded.took, preprocess: start.elapsed() }
+    }
+
+    /// STUB
+    pub fn thumb(&self, _decoded: &Decoded) -> preprocess::Thumb {
+        preprocess::Thumb
+    }
+
+    /// Classifies a photo with the model that `choose` gives, when told how long decoding took; gives
+    /// that too.
+    ///
+    /// # Errors
+    /// When the model is at fault.
     pub fn classify<M: Borrow<Model>>(
         &self,
-        picture: &Picture,
+        decoded: &Decoded,
         choose: impl FnOnce(Duration) -> M,
-    ) -> Result<(Answer, M), ClassifyError> {
-        let mut chosen = None;
-        let prepared = self.prepare(picture, |spent| {
-            let chosen: &M = chosen.insert(choose(spent));
-            chosen.borrow().side
-        })?;
-        let chosen = chosen.expect("a photo is prepared for a model");
+    ) -> Result<(Answer, M), ModelError> {
+        let chosen = choose(decoded.took);
+        let prepared = self.prepare(decoded, chosen.borrow().side);
         let start = Instant::now();
         let logits = chosen.borrow().infer(&prepared.input)?;
         let stages = [prepared.decode, prepared.preprocess, start.elapsed()];
         Ok((Answer { top: self.top(&logits), stages }, chosen))
-    }
-
-    /// Reads a picture and makes a network's input of it, as many pixels wide and high as
-    /// `side` says, when told how much time has gone by.
-    ///
-    /// # Errors
-    /// [`ClassifyError`], but never about the model.
-    pub fn prepare(
-        &self,
-        picture: &Picture,
-        side: impl FnOnce(Duration) -> usize,
-    ) -> Result<Prepared, ClassifyError> {
-        let start = Instant::now();
-        let read = match picture {
-            Picture::File(path) => self.read(path)?,
-            Picture::Encoded(_) | Picture::Raw(_) => Vec::new(),
-        };
-        // A photo is whatever a stranger puts there; it must not take the daemon with it.
-        let prepared = catch_unwind(AssertUnwindSafe(|| {
-            let photo = match picture {
-                Picture::File(_) => preprocess::decode(&read, &self.limits)?,
-                Picture::Encoded(bytes) => preprocess::decode(bytes, &self.limits)?,
-                Picture::Raw(raw) => raw.decode()?,
-            };
-            let decoded = Instant::now();
-            let decode = decoded - start;
-            let input = preprocess::to_input(&photo, side(decode), &self.rule);
-            Ok(Prepared { input, decode, preprocess: decoded.elapsed() })
-        }));
-        prepared.unwrap_or(Err(ClassifyError::Panicked))
     }
 
     /// The likeliest classes by their labels.

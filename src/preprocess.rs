@@ -5,6 +5,7 @@
 //! photos come from.
 
 mod container;
+mod encode;
 
 use std::io::Cursor;
 
@@ -24,6 +25,7 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::manifest::Preprocess;
 use container::Format;
+pub use encode::{to_jpeg, to_png};
 
 /// What decoding one photo may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +98,15 @@ impl Raw {
 impl std::fmt::Debug for Raw {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Raw({:?}, {} x {})", self.format, self.width, self.height)
+    }
+}
+
+/// STUB
+pub struct Thumb;
+impl Thumb {
+    /// STUB
+    pub fn difference(&self, _: &Self) -> f64 {
+        1.0
     }
 }
 

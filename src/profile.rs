@@ -96,8 +96,9 @@ impl Profiles {
             config: config.clone(),
             variant: name.clone(),
             runs: RUNS,
-            photo: None,
+            picture: None,
             each: false,
+            background: false,
         };
         let cost = Cost::from(&job.spawn()?);
         tracing::info!(

@@ -1,17 +1,17 @@
 //! MQTT: the only user of rumqttc.
 //!
-//! Reports go out at QoS 1 in the order in which they come in, and each is kept until the broker
-//! has acknowledged it; only then does its photo leave the folder. A connection that fails is
-//! thrown away whole and built anew after a pause, and everything unacknowledged is sent again, in
-//! order. While there is no connection no reports are taken in, so that photos wait in the folder.
+//! Records of the outbox go out at QoS 1 in their order, and each stays there until the broker has
+//! acknowledged it. A connection that fails is thrown away whole and built anew after a pause, and
+//! everything unacknowledged is sent again, in order. Beside them go notices, which nobody keeps, and what
+//! holds at the moment, on retained topics.
 //!
-//! Orders come in on `TOPIC/<name>/set`, and are handed on as they are; what holds goes out on retained
-//! topics.
+//! Orders come in on `TOPIC/<name>/set`, and are handed on as they are.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rumqttc::{
@@ -19,18 +19,18 @@ use rumqttc::{
     MqttOptions, Packet, PublishOptions, QoS,
 };
 use serde::Serialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{sleep, timeout, timeout_at};
 
 use crate::config::{Config, ConfigError};
-use crate::control::State;
 use crate::event::{Failure, Prediction};
-use crate::source::directory::Directory;
-use crate::source::{Frame, Source};
-use crate::stats;
+use crate::outbox::{Kind, Outbox, Record};
 
-/// Reports that may be on their way to the broker at once.
+/// Records that may be on their way to the broker at once.
 const UNACKNOWLEDGED: usize = 16;
+
+/// Other messages that may be.
+const BESIDES: usize = 32;
 
 /// A broker that acknowledges nothing for this long is as good as gone.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(20);
@@ -38,68 +38,90 @@ const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(20);
 /// How long a stop waits for the last acknowledgements.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The largest packets that come in and go out, in bytes.
+/// The largest packet that comes in, in bytes.
 const SMALL: usize = 10 << 10;
-const LARGE: usize = 1 << 20;
+
+/// The largest that goes out, a picture.
+const LARGE: usize = 5 << 20;
 
 /// The pause before the first new attempt, and the longest one.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
-/// Something to tell, and what hangs on its being heard.
+/// How soon what holds is told again when the connection was too busy for it.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// Something to tell once: lost if nobody is there to hear it.
 #[derive(Debug)]
-pub enum Report {
-    /// A photo was classified; when this is acknowledged it is done.
-    Predicted(Frame, Prediction),
-    /// A photo cannot be classified; when this is acknowledged it goes to `failed/`.
-    Rejected(Frame, Failure),
-    /// Something else went wrong.
-    Notice(Failure),
-    /// How things are.
-    Stats(Box<stats::Message>),
+pub struct Notice {
+    topic: &'static str,
+    payload: Vec<u8>,
 }
 
-impl Report {
-    fn message(&self) -> (&'static str, Vec<u8>) {
-        fn json(value: &impl Serialize) -> Vec<u8> {
-            serde_json::to_vec(value).expect("a message is JSON")
-        }
-        match self {
-            Self::Predicted(_, prediction) => ("prediction", json(prediction)),
-            Self::Rejected(_, failure) | Self::Notice(failure) => ("error", json(failure)),
-            Self::Stats(message) => ("stats", json(message)),
-        }
+impl Notice {
+    /// A message on `TOPIC/topic`.
+    pub fn new(topic: &'static str, payload: Vec<u8>) -> Self {
+        Self { topic, payload }
     }
 
-    fn mark_replayed(&mut self) {
-        if let Self::Predicted(_, prediction) = self {
-            prediction.replayed = true;
-        }
+    /// A message of JSON.
+    pub fn json(topic: &'static str, message: &impl Serialize) -> Self {
+        Self::new(topic, serde_json::to_vec(message).expect("a message is JSON"))
     }
 
-    fn acknowledged(&self, directory: &Directory) {
-        let (frame, moved) = match self {
-            Self::Predicted(frame, _) => (frame, directory.finish(frame)),
-            Self::Rejected(frame, failure) => (frame, directory.reject(frame, &failure.message)),
-            Self::Notice(_) | Self::Stats(_) => return,
-        };
-        if let Err(error) = moved {
-            tracing::error!(id = frame.id, %error, "cannot move or remove photo");
-        }
+    /// A message on `error`.
+    pub fn failure(failure: &Failure) -> Self {
+        Self::json("error", failure)
     }
 }
 
-/// Sends reports to the broker, for as long as it takes.
+/// What holds: whole topics and their retained payloads. An empty payload takes back what was there.
+pub type Retained = BTreeMap<String, Vec<u8>>;
+
+/// Where what is published comes from, and where orders go.
+pub struct Channels {
+    /// What must arrive.
+    pub outbox: Arc<Outbox>,
+    /// Told of whenever something was put into the outbox.
+    pub fresh: Arc<Notify>,
+    /// What need not arrive. When these end, and the outbox is empty, the publisher stops.
+    pub notices: mpsc::Receiver<Notice>,
+    /// What holds.
+    pub retained: watch::Receiver<Retained>,
+    /// Takes the name before `/set`, and the payload.
+    pub orders: mpsc::Sender<(String, Vec<u8>)>,
+    /// Becomes true when it is time to stop.
+    pub stop: watch::Receiver<bool>,
+    /// Says how it goes.
+    pub health: Arc<Health>,
+}
+
+/// How the connection fares.
+#[derive(Debug, Default)]
+pub struct Health {
+    connected: AtomicBool,
+    reconnects: AtomicU64,
+}
+
+impl Health {
+    /// Whether there is a connection.
+    pub fn connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// How often there was one again.
+    pub fn reconnects(&self) -> u64 {
+        self.reconnects.load(Ordering::Relaxed)
+    }
+}
+
+/// Sends records and notices to the broker, for as long as it takes.
 pub struct Publisher {
     config: Config,
     topic: String,
     client_id: String,
-    directory: Arc<Directory>,
-    reports: mpsc::Receiver<Report>,
-    state: watch::Receiver<State>,
-    orders: mpsc::Sender<(String, Vec<u8>)>,
-    stop: watch::Receiver<bool>,
-    /// Reports that were taken in and are not acknowledged, oldest first.
-    pending: VecDeque<Report>,
+    channels: Channels,
+    /// The last record that was sent, in this connection or one before.
+    sent: u64,
 }
 
 enum End {
@@ -140,26 +162,14 @@ impl From<ConnectionError> for Trouble {
 }
 
 impl Publisher {
-    /// A publisher of what comes out of `reports`, and of `state` whenever it changes; orders go into
-    /// `orders`. It stops when `stop` becomes true or `reports` end.
-    pub fn new(
-        config: &Config,
-        directory: Arc<Directory>,
-        reports: mpsc::Receiver<Report>,
-        state: watch::Receiver<State>,
-        orders: mpsc::Sender<(String, Vec<u8>)>,
-        stop: watch::Receiver<bool>,
-    ) -> Self {
+    /// A publisher that connects as `config` says.
+    pub fn new(config: &Config, channels: Channels) -> Self {
         Self {
             config: config.clone(),
             topic: config.mqtt.topic(),
             client_id: config.mqtt.client_id(),
-            directory,
-            reports,
-            state,
-            orders,
-            stop,
-            pending: VecDeque::new(),
+            channels,
+            sent: 0,
         }
     }
 
@@ -169,7 +179,9 @@ impl Publisher {
         let mut away = false;
         loop {
             let started = Instant::now();
-            let trouble = match self.run_once(&mut away).await {
+            let end = self.run_once(&mut away).await;
+            self.channels.health.connected.store(false, Ordering::Relaxed);
+            let trouble = match end {
                 End::Stopped => return,
                 End::Lost(trouble) => trouble,
             };
@@ -178,13 +190,13 @@ impl Publisher {
             }
             let broker = format!("{}:{}", self.config.mqtt.host, self.config.mqtt.port);
             match std::mem::replace(&mut away, true) {
-                false => tracing::warn!(broker, error = %trouble, "no broker, photos wait"),
+                false => tracing::warn!(broker, error = %trouble, "no broker, predictions wait"),
                 true => tracing::debug!(broker, error = %trouble, ?pause, "still no broker"),
             }
             let jitter = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
             tokio::select! {
                 () = sleep(jitter) => pause = (pause * 2).min(PAUSE.1),
-                () = told(&mut self.stop) => return,
+                () = told(&mut self.channels.stop) => return,
             }
         }
     }
@@ -195,71 +207,80 @@ impl Publisher {
             Ok(options) => options,
             Err(error) => return End::Lost(error.into()),
         };
-        let (client, events) = AsyncClient::builder(options).capacity(UNACKNOWLEDGED + 4).build();
+        let capacity = UNACKNOWLEDGED + BESIDES;
+        let (client, events) = AsyncClient::builder(options).capacity(capacity).build();
+        let Channels { outbox, fresh, notices, retained, orders, stop, health } =
+            &mut self.channels;
         // Dropping a poll half-way would lose its progress, so the event loop has a task of its own.
         let (signals, mut connection) = mpsc::channel(1);
-        let inbox = Inbox { topic: self.topic.clone(), orders: self.orders.clone() };
+        let birth = (!self.config.mqtt.discovery.is_empty())
+            .then(|| format!("{}/status", self.config.mqtt.discovery));
+        let topic = self.topic.clone();
+        let inbox = Inbox { topic: topic.clone(), birth: birth.clone(), orders: orders.clone() };
         let _task = AbortOnDrop(tokio::spawn(drive(events, signals, inbox)));
         tokio::select! {
             signal = connection.recv() => match signal {
-                Some(Ok(())) => {}
-                Some(Err(error)) => return End::Lost(error.into()),
+                Some(Signal::Lost(error)) => return End::Lost((*error).into()),
+                Some(Signal::Connected | Signal::Born) => {}
                 None => return End::Lost(Trouble::Silent),
             },
-            () = told(&mut self.stop) => return End::Stopped,
+            () = told(stop) => return End::Stopped,
         }
         tracing::info!(broker = self.config.mqtt.host, port = self.config.mqtt.port, "connected");
-        *away = false;
-        let link = Link { client, topic: self.topic.clone() };
-        link.status("online").await;
-        link.listen().await;
-        let mut told_state = None;
-        let state = self.state.borrow_and_update().clone();
-        link.tell(&state, &mut told_state).await;
-        let lost = |signal: Option<Result<(), ConnectionError>>| match signal {
-            Some(Err(error)) => End::Lost(error.into()),
+        health.connected.store(true, Ordering::Relaxed);
+        health.reconnects.fetch_add(u64::from(std::mem::take(away)), Ordering::Relaxed);
+        let mut link = Link { client, topic, told: Retained::new() };
+        link.retain("status", "online").await;
+        link.listen(birth).await;
+
+        let lost = |signal: Option<Signal>| match signal {
+            Some(Signal::Lost(error)) => End::Lost((*error).into()),
             _ => End::Lost(Trouble::Silent),
         };
-
-        let mut waiting = VecDeque::new();
-        for report in &mut self.pending {
-            report.mark_replayed();
-            waiting.push_back(link.send(report).await);
-        }
+        let (mut waiting, mut position) = (VecDeque::new(), 0);
         let (mut ended, mut last_call) = (false, None);
         loop {
+            let open = last_call.is_none_or(|last_call| Instant::now() < last_call);
+            while open && waiting.len() < UNACKNOWLEDGED {
+                let Some(record) = outbox.next(position) else { break };
+                position = record.number;
+                let replayed = record.replayed || record.number <= self.sent;
+                self.sent = self.sent.max(record.number);
+                waiting.push_back(link.send(record, replayed).await);
+            }
+            let holds = retained.borrow_and_update().clone();
+            let all_told = link.tell(holds);
             if ended && waiting.is_empty() {
-                link.status("offline").await;
+                link.retain("status", "offline").await;
                 link.client.disconnect().await.ok();
                 timeout(GRACE, connection.recv()).await.ok();
                 return End::Stopped;
             }
-            let room = !ended && waiting.len() < UNACKNOWLEDGED;
             tokio::select! {
                 // What was acknowledged counts, even if the connection is lost at the same moment.
                 biased;
                 heard = front(&mut waiting, last_call) => match heard {
-                    Some(true) => {
+                    Some(Some(number)) => {
                         waiting.pop_front();
-                        let report = self.pending.pop_front().expect("one pending each");
-                        report.acknowledged(&self.directory);
+                        outbox.acknowledge(number);
                     }
-                    Some(false) => return lost(connection.recv().await),
+                    Some(None) => return lost(connection.recv().await),
+                    None if last_call.is_some() => return End::Stopped,
                     None => return End::Lost(Trouble::Silent),
                 },
-                signal = connection.recv() => return lost(signal),
-                report = self.reports.recv(), if room => match report {
-                    Some(report) => {
-                        waiting.push_back(link.send(&report).await);
-                        self.pending.push_back(report);
-                    }
+                signal = connection.recv() => match signal {
+                    Some(Signal::Connected) => {}
+                    Some(Signal::Born) => link.told.clear(),
+                    signal => return lost(signal),
+                },
+                notice = notices.recv(), if !ended => match notice {
+                    Some(notice) => link.notify(notice),
                     None => ended = true,
                 },
-                Ok(()) = self.state.changed() => {
-                    let state = self.state.borrow_and_update().clone();
-                    link.tell(&state, &mut told_state).await;
-                }
-                () = told(&mut self.stop), if last_call.is_none() => {
+                () = fresh.notified() => {}
+                Ok(()) = retained.changed() => {}
+                () = sleep(AGAIN), if !all_told => {}
+                () = told(stop), if last_call.is_none() => {
                     last_call = Some(Instant::now() + GRACE);
                 }
             }
@@ -273,7 +294,7 @@ impl Publisher {
         options.set_last_will(LastWill::new(status, "offline", QoS::AtLeastOnce, true));
         options.set_keep_alive(self.config.mqtt.keep_alive().as_secs() as u16);
         options.set_max_packet_size(SMALL, LARGE);
-        options.set_inflight(UNACKNOWLEDGED as u16 + 4);
+        options.set_inflight((UNACKNOWLEDGED + BESIDES) as u16);
         if let Some((user, password)) = self.config.mqtt_login()? {
             options.set_credentials(user, password);
         }
@@ -281,19 +302,21 @@ impl Publisher {
     }
 }
 
-/// A message that was sent, and what its acknowledgement will be told by.
+/// A record that was sent, and what its acknowledgement will be told by.
 struct Sent {
+    number: u64,
     at: Instant,
     acknowledged: Pin<Box<dyn Future<Output = bool> + Send>>,
 }
 
-/// Whether the oldest message was acknowledged, or nothing when that takes too long or longer than
-/// `last_call`; waits for ever if there is none.
-async fn front(waiting: &mut VecDeque<Sent>, last_call: Option<Instant>) -> Option<bool> {
+/// The number of the oldest record if it was acknowledged, no number if it never will be, or nothing when
+/// that takes too long or longer than `last_call`; waits for ever if there is none.
+async fn front(waiting: &mut VecDeque<Sent>, last_call: Option<Instant>) -> Option<Option<u64>> {
     let Some(sent) = waiting.front_mut() else { return std::future::pending().await };
     let deadline = sent.at + ACKNOWLEDGE_WITHIN;
     let deadline = last_call.map_or(deadline, |last_call| last_call.min(deadline));
-    timeout_at(deadline.into(), &mut sent.acknowledged).await.ok()
+    let acknowledged = timeout_at(deadline.into(), &mut sent.acknowledged).await.ok()?;
+    Some(acknowledged.then_some(sent.number))
 }
 
 /// Waits until `stop` is true.
@@ -301,41 +324,54 @@ async fn told(stop: &mut watch::Receiver<bool>) {
     stop.wait_for(|stop| *stop).await.ok();
 }
 
-/// Where orders go.
+/// Where messages that come in go.
 struct Inbox {
     topic: String,
+    /// Where Home Assistant says that it has started.
+    birth: Option<String>,
     orders: mpsc::Sender<(String, Vec<u8>)>,
 }
 
 impl Inbox {
-    /// Takes in a message on `topic`. A retained one is an order of long ago, which the configuration
-    /// has replaced.
-    fn take(&self, topic: &str, payload: &[u8], retained: bool) {
+    /// Takes in a message on `topic`: an order, or what is given back. A retained order is one of long
+    /// ago, which the configuration has replaced.
+    fn take(&self, topic: &str, payload: &[u8], retained: bool) -> Option<Signal> {
+        if self.birth.as_deref() == Some(topic) {
+            return (payload == b"online" && !retained).then_some(Signal::Born);
+        }
         let name = topic.strip_prefix(&self.topic).and_then(|rest| rest.strip_prefix('/'));
-        let Some(name) = name.and_then(|name| name.strip_suffix("/set")) else { return };
+        let name = name.and_then(|name| name.strip_suffix("/set"))?;
         if retained {
             tracing::warn!(topic, "retained order ignored, send it without retaining");
         } else if self.orders.try_send((name.to_owned(), payload.to_owned())).is_err() {
             tracing::warn!(topic, "too many orders, this one is ignored");
         }
+        None
     }
 }
 
-/// Tells when the connection stands, and when it is lost; then ends. Orders go to `inbox`.
-async fn drive(
-    mut events: EventLoop,
-    signals: mpsc::Sender<Result<(), ConnectionError>>,
-    inbox: Inbox,
-) {
+/// What the event loop tells.
+enum Signal {
+    Connected,
+    /// Home Assistant has started.
+    Born,
+    Lost(Box<ConnectionError>),
+}
+
+/// Tells when the connection stands, and when it is lost; then ends. What comes in goes to `inbox`.
+async fn drive(mut events: EventLoop, signals: mpsc::Sender<Signal>, inbox: Inbox) {
     loop {
-        match events.poll().await {
-            Ok(Event::Incoming(Packet::ConnAck(_))) => drop(signals.send(Ok(())).await),
+        let signal = match events.poll().await {
+            Ok(Event::Incoming(Packet::ConnAck(_))) => Some(Signal::Connected),
             Ok(Event::Incoming(Packet::Publish(message))) => {
                 let topic = String::from_utf8_lossy(&message.topic);
-                inbox.take(&topic, &message.payload, message.retain);
+                inbox.take(&topic, &message.payload, message.retain)
             }
-            Ok(_) => {}
-            Err(error) => return drop(signals.send(Err(error)).await),
+            Ok(_) => None,
+            Err(error) => return drop(signals.send(Signal::Lost(Box::new(error))).await),
+        };
+        if let Some(signal) = signal {
+            signals.send(signal).await.ok();
         }
     }
 }
@@ -344,11 +380,17 @@ async fn drive(
 struct Link {
     client: AsyncClient,
     topic: String,
+    /// What the broker was told that holds.
+    told: Retained,
 }
 
 impl Link {
-    async fn send(&self, report: &Report) -> Sent {
-        let (topic, payload) = report.message();
+    async fn send(&self, record: Record, replayed: bool) -> Sent {
+        let (topic, payload) = match record.kind {
+            Kind::Prediction if replayed => ("prediction", Prediction::replayed(record.payload)),
+            Kind::Prediction => ("prediction", record.payload),
+            Kind::Failure => ("error", record.payload),
+        };
         let topic = format!("{}/{topic}", self.topic);
         let options = PublishOptions::new(QoS::AtLeastOnce);
         let notice = self.client.publish_tracked(topic, payload, options).await;
@@ -358,35 +400,46 @@ impl Link {
                 Err(_) => false,
             }
         });
-        Sent { at: Instant::now(), acknowledged }
+        Sent { number: record.number, at: Instant::now(), acknowledged }
     }
 
-    async fn status(&self, status: &'static str) {
-        self.retain("status", status).await;
-    }
-
-    /// Tells what holds, but not again what `before` says was told.
-    async fn tell(&self, state: &State, before: &mut Option<State>) {
-        let told = before.as_ref().map(State::messages);
-        for (index, (name, word)) in state.messages().into_iter().enumerate() {
-            if told.as_ref().is_none_or(|told| told[index].1 != word) {
-                self.retain(name, &word).await;
-            }
+    /// Sends what nobody keeps, if there is room for it.
+    fn notify(&self, notice: Notice) {
+        let topic = format!("{}/{}", self.topic, notice.topic);
+        let options = PublishOptions::new(QoS::AtLeastOnce);
+        if self.client.try_publish(&topic, notice.payload, options).is_err() {
+            tracing::debug!(topic, "the connection is busy, a message is left out");
         }
-        *before = Some(state.clone());
     }
 
-    /// Asks for orders.
-    async fn listen(&self) {
-        let topic = format!("{}/+/set", self.topic);
-        self.client.subscribe(topic, QoS::AtLeastOnce).await.ok();
+    /// Tells what holds and was not told yet; false if some of it has to be told later.
+    fn tell(&mut self, holds: Retained) -> bool {
+        for (topic, payload) in holds {
+            if self.told.get(&topic) == Some(&payload) {
+                continue;
+            }
+            let options = PublishOptions::new(QoS::AtLeastOnce).retained();
+            if self.client.try_publish(topic.as_str(), payload.clone(), options).is_err() {
+                return false;
+            }
+            self.told.insert(topic, payload);
+        }
+        true
     }
 
-    async fn retain(&self, name: &str, payload: &str) {
+    /// Asks for orders, and for news of Home Assistant.
+    async fn listen(&self, birth: Option<String>) {
+        let orders = format!("{}/+/set", self.topic);
+        for topic in std::iter::once(orders).chain(birth) {
+            self.client.subscribe(topic, QoS::AtLeastOnce).await.ok();
+        }
+    }
+
+    async fn retain(&self, name: &str, payload: &'static str) {
         let topic = format!("{}/{name}", self.topic);
         let options = PublishOptions::new(QoS::AtLeastOnce).retained();
         // A failure here is a lost connection, which the event loop reports.
-        self.client.publish(topic, payload.to_owned(), options).await.ok();
+        self.client.publish(topic, payload, options).await.ok();
     }
 }
 

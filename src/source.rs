@@ -68,7 +68,7 @@ impl Frame {
 impl std::fmt::Debug for Picture {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::File(path) => path.fmt(f),
+            Self::File(path) => path.display().fmt(f),
             Self::Encoded(bytes) => write!(f, "Encoded({} bytes)", bytes.len()),
             Self::Raw(raw) => raw.fmt(f),
         }

@@ -15,6 +15,7 @@ pub struct Stats {
     totals: Vec<Duration>,
     misses: u64,
     rejected: u64,
+    skipped: u64,
     switches: u64,
     by_variant: BTreeMap<String, u64>,
     last: Option<String>,
@@ -28,6 +29,12 @@ pub struct Message {
     /// What happened since the message before.
     #[serde(flatten)]
     pub summary: Summary,
+    /// Frames of a live source that gave way to newer ones, since the start.
+    pub dropped: u64,
+    /// What waits for the broker.
+    pub outbox: Outbox,
+    /// How often there was a connection to the broker again.
+    pub reconnects: u64,
     /// How many times slower than undisturbed computing and memory are, if the variant is chosen for
     /// each frame.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -40,6 +47,17 @@ pub struct Message {
     pub thermal: Thermal,
 }
 
+/// Predictions on disk.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Outbox {
+    /// Messages that the broker has not acknowledged.
+    pub pending: u64,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Messages that were given up because there was no room, since the outbox was made.
+    pub dropped: u64,
+}
+
 /// What happened to the frames.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
@@ -49,6 +67,8 @@ pub struct Summary {
     pub frames: u64,
     /// Frames that could not be.
     pub rejected: u64,
+    /// Frames that were passed over because they hardly differed from the last one.
+    pub skipped: u64,
     /// Median time from being taken off the queue to the prediction; nothing without frames.
     pub p50_ms: Option<f64>,
     /// 95th percentile (nearest rank).
@@ -85,10 +105,15 @@ impl Stats {
         self.rejected += 1;
     }
 
+    /// A frame hardly differed from the last one.
+    pub fn skip(&mut self) {
+        self.skipped += 1;
+    }
+
     /// The summary so far; from here on everything is counted anew.
     pub fn take(&mut self) -> Summary {
         let last = self.last.clone();
-        let Self { totals, misses, rejected, switches, by_variant, .. } =
+        let Self { totals, misses, rejected, skipped, switches, by_variant, .. } =
             std::mem::replace(self, Self { last, ..Self::default() });
         let frames: u64 = by_variant.values().sum();
         let times = (!totals.is_empty()).then(|| Distribution::of(totals));
@@ -97,6 +122,7 @@ impl Stats {
             schema: SCHEMA,
             frames,
             rejected,
+            skipped,
             p50_ms: ms(|times| times.median),
             p95_ms: ms(|times| times.p95),
             p99_ms: ms(|times| times.p99),

@@ -36,8 +36,8 @@ fn a_lower_budget_brings_a_faster_variant_and_a_higher_one_the_accurate_one() {
     let (_folder, set) = evaluated();
     let mut daemon = automatic(&broker, &set);
     daemon.start();
-    assert_eq!(witness.next("variant").payload, "auto");
     assert_eq!(witness.next("budget").payload, "0");
+    assert_eq!(witness.next("variant").payload, "auto");
     let mut count = 0;
     until_by(&daemon, &witness, &mut count, "baseline");
 
@@ -130,6 +130,45 @@ fn photos_wait_during_a_pause() {
     daemon.drop_photo("last.jpg", &jpeg(9));
     assert!(daemon.end("TERM").success());
     assert_eq!(daemon.list(""), ["last.jpg"]);
+}
+
+#[test]
+fn a_snapshot_is_taken_during_a_pause() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let daemon = Daemon::started(&broker);
+    broker.publish("vggd/test/pause/set", "ON", &[]);
+    until("the pause begins", || witness.next("pause").payload == "ON");
+    for number in 0..3 {
+        daemon.drop_photo(&format!("{number}.jpg"), &jpeg(number));
+    }
+    broker.publish("vggd/test/snapshot/set", "", &[]);
+    assert_eq!(witness.next("prediction").json()["file"], "0.jpg");
+    // One alone: this order was carried out later, and nothing came between.
+    broker.publish("vggd/test/budget/set", "5", &[]);
+    assert_eq!(witness.next_of(&["budget", "prediction"]).payload, "5");
+}
+
+#[test]
+fn every_variant_is_compared_on_the_last_frame() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let daemon = Daemon::started(&broker);
+    broker.publish("vggd/test/compare/set", "", &[]);
+    let error = witness.next("error").json();
+    assert_eq!(error["message"], "compare/set: no frame was classified so far");
+
+    daemon.drop_photo("a.jpg", &jpeg(1));
+    let prediction = witness.next("prediction").json();
+    broker.publish("vggd/test/compare/set", "", &[]);
+    let comparison = witness.next("compare").json();
+    assert_eq!((&comparison["id"], &comparison["file"]), (&prediction["id"], &"a.jpg".into()));
+    let cards = comparison["variants"].as_array().unwrap();
+    let names: Vec<_> = cards.iter().map(|card| card["variant"].as_str().unwrap()).collect();
+    assert_eq!(names, ["baseline", "quantized", "scaled"]);
+    assert_eq!((&cards[0]["agrees"], &cards[0]["speedup"]), (&true.into(), &1.0.into()));
+    // The same photo, the same answer.
+    assert_eq!(cards[0]["top"], prediction["top"]);
 }
 
 #[test]

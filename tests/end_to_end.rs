@@ -206,26 +206,29 @@ fn a_bad_photo_gives_one_error_and_goes_to_failed_with_the_reason() {
 }
 
 #[test]
-fn without_a_broker_photos_wait() {
+fn without_a_broker_predictions_wait() {
     let mut broker = Broker::absent();
     let mut daemon = Daemon::started(&broker);
     let names: Vec<String> = (0..30).map(|n| format!("{n:02}.jpg")).collect();
     for (number, name) in names.iter().enumerate() {
         daemon.drop_photo(name, &jpeg(number as u32));
     }
-    let told = || daemon.log().matches("no broker, photos wait").count();
-    until("it says so", || told() == 1);
-    assert_eq!(daemon.list(""), names);
-    // A stop without a broker is prompt and leaves everything where it is.
-    assert!(daemon.end("TERM").success());
-    assert_eq!(daemon.list(""), names);
-
-    daemon.start();
-    let told = || daemon.log().matches("no broker, photos wait").count();
-    until("it says so again", || told() == 2);
-    broker.start();
     until("all photos are done", || daemon.list("done") == names);
-    assert_eq!(told(), 2, "{}", daemon.log());
+    until("it says so", || daemon.log().contains("no broker, predictions wait"));
+    // A stop without a broker is prompt, and what was said is kept.
+    assert!(daemon.end("TERM").success());
+
+    broker.start();
+    let witness = broker.subscribe();
+    daemon.start();
+    for (index, prediction) in witness.predictions(30).iter().enumerate() {
+        assert_eq!(prediction["file"], *names[index]);
+        assert_eq!(prediction["sequence"], index as u64 + 1);
+        assert_eq!(prediction["replayed"], true);
+    }
+    daemon.drop_photo("new.jpg", &jpeg(77));
+    let new = witness.next("prediction").json();
+    assert_eq!((&new["sequence"], &new["replayed"]), (&31.into(), &false.into()));
 }
 
 #[test]
@@ -263,7 +266,7 @@ fn a_broker_that_goes_away_loses_nothing() {
 }
 
 #[test]
-fn without_an_acknowledgement_a_photo_stays() {
+fn without_an_acknowledgement_a_prediction_stays() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut broker = Broker::absent();
     broker.port = listener.local_addr().unwrap().port();
@@ -283,13 +286,14 @@ fn without_an_acknowledgement_a_photo_stays() {
     until("it is classified", || daemon.log().contains("classified"));
     assert!(daemon.end("TERM").success());
     assert!(mute.join().unwrap().contains("vggd/test/prediction"));
-    assert_eq!(daemon.list(""), ["a.jpg"]);
+    assert_eq!(daemon.list("done"), ["a.jpg"]);
 
     let broker = Broker::running();
     let witness = broker.subscribe();
     daemon.configure(broker.port, "baseline", "");
     daemon.start();
-    assert_eq!(witness.next("prediction").json()["file"], "a.jpg");
+    let prediction = witness.next("prediction").json();
+    assert_eq!((&prediction["file"], &prediction["replayed"]), (&"a.jpg".into(), &true.into()));
 }
 
 /// The next MQTT packet: its first byte and its body.
@@ -332,6 +336,7 @@ fn what_was_sent_and_not_acknowledged_is_sent_again_and_says_so() {
     let mut broker = Broker::absent();
     broker.port = listener.local_addr().unwrap().port();
     // A broker that hears a prediction, hangs up, and acknowledges at the second call.
+    let (acknowledged, twice) = std::sync::mpsc::channel();
     let script = std::thread::spawn(move || {
         let mut heard = Vec::new();
         for acknowledges in [false, true] {
@@ -348,15 +353,15 @@ fn what_was_sent_and_not_acknowledged_is_sent_again_and_says_so() {
                 }
             }
             if acknowledges {
-                // Stays connected until the photo is done.
-                packet(&mut socket);
+                acknowledged.send(()).unwrap();
+                while packet(&mut socket).is_some() {}
             }
         }
         heard
     });
     let mut daemon = Daemon::started(&broker);
     daemon.drop_photo("a.jpg", &jpeg(1));
-    until("the photo is done", || daemon.list("done") == ["a.jpg"]);
+    twice.recv().unwrap();
     daemon.end("TERM");
     let heard = script.join().unwrap();
     assert_eq!((&heard[0]["replayed"], &heard[1]["replayed"]), (&false.into(), &true.into()));
@@ -396,6 +401,11 @@ fn a_kill_at_any_point_loses_nothing_and_the_will_speaks() {
         predictions.iter().map(|p| (p["file"].to_string(), p["id"].to_string())).collect();
     assert_eq!(pairs.len(), 24);
     assert_eq!(daemon.list("done").len(), 24);
+    // None is left out, and none is numbered twice.
+    let mut sequences: Vec<_> = predictions.iter().map(|p| p["sequence"].as_u64()).collect();
+    sequences.sort();
+    sequences.dedup();
+    assert!(sequences.into_iter().eq((1..=24).map(Some)));
 }
 
 #[test]

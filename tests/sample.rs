@@ -58,7 +58,8 @@ fn every_variant_of_the_sample_recognises_most_of_its_photos() {
         let model = Model::load(&set, variant, &engine).unwrap();
         let known = PHOTOS.iter().filter(|(name, class)| {
             let path = folder().join(format!("photos/{name}.jpg"));
-            let (answer, _) = pipeline.classify(&Picture::File(path), |_| &model).unwrap();
+            let photo = pipeline.decode(&mut Picture::File(path)).unwrap();
+            let (answer, _) = pipeline.classify(&photo, |_| &model).unwrap();
             answer.top.iter().any(|found| found.class == *class)
         });
         let known = known.count();

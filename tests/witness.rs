@@ -124,10 +124,8 @@ fn logits_at_half_precision_are_within_a_hundredth_of_float32() {
         let [single, half] =
             [&Engine::new(2), &half].map(|engine| Model::load(&set, variant, engine).unwrap());
         for photo in &photos {
-            let input = pipeline
-                .prepare(&Picture::File(photo.to_owned()), |_| variant.side())
-                .unwrap()
-                .input;
+            let decoded = pipeline.decode(&mut Picture::File(photo.to_owned())).unwrap();
+            let input = pipeline.prepare(&decoded, variant.side()).input;
             let [single, half] = [&single, &half].map(|model| model.infer(&input).unwrap());
             let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>();
             let off = norm(&mut single.iter().zip(&half).map(|(a, b)| a - b));

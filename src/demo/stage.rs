@@ -1,11 +1,11 @@
 //! What the demo takes place on: a temporary folder, a broker, a subscriber and the daemon.
 //!
 //! Whatever is written is written in the temporary folder, which goes with the stage: `vggd.toml`,
-//! and `photos`, where copies of photos are put and the daemon deletes what is done.
+//! `photos`, where copies of photos are put and the daemon deletes what is done, and `outbox`.
 
 use std::fs;
 use std::future::pending;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ pub(super) const TOPIC: &str = "vggd/demo";
 /// Names in the temporary folder.
 const FILE: &str = "vggd.toml";
 const PHOTOS: &str = "photos";
+const OUTBOX: &str = "outbox";
 
 /// What takes longer is not going to happen any more.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -155,8 +156,8 @@ impl Stage {
     }
 
     /// The configuration: where the default does not do.
-    fn settings(&self, variant: &str) -> [(&'static str, Value); 8] {
-        let photos: PathBuf = self.folder.path().join(PHOTOS);
+    fn settings(&self, variant: &str) -> [(&'static str, Value); 9] {
+        let [photos, outbox] = [PHOTOS, OUTBOX].map(|name| self.folder.path().join(name));
         [
             ("source.directory", photos.to_string_lossy().into()),
             ("source.afterwards", "delete".into()),
@@ -165,6 +166,7 @@ impl Stage {
             ("mqtt.host", "127.0.0.1".into()),
             ("mqtt.port", self.port().into()),
             ("mqtt.topic", TOPIC.into()),
+            ("outbox.directory", outbox.to_string_lossy().into()),
             ("log.level", "warn".into()),
         ]
     }

@@ -265,6 +265,7 @@ impl Daemon {
             "[source]\ndirectory = 'incoming'\nsettle_ms = 200\n{more}\n\
              [model]\nset = '{}'\nvariant = '{variant}'\nthreads = 1\n\
              [mqtt]\nhost = '127.0.0.1'\nport = {port}\ntopic = 'vggd/test'\n\
+             [outbox]\ndirectory = 'outbox'\nsync = 'never'\n\
              [log]\nlevel = 'trace'\n",
             models().display(),
         );

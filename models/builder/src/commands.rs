@@ -237,5 +237,12 @@ fn job(set: &ModelSet, variant: &str, threads: usize, runs: u32) -> Result<Job> 
     let mut config = Config::load(None)?;
     config.model.set.clone_from(&set.directory);
     config.model.threads = threads;
-    Ok(Job { config, variant: variant.to_owned(), runs, photo: None, each: false })
+    Ok(Job {
+        config,
+        variant: variant.to_owned(),
+        runs,
+        picture: None,
+        each: false,
+        background: false,
+    })
 }
