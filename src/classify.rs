@@ -105,6 +105,8 @@ impl Gate {
 pub struct Keeper {
     outbox: Arc<Outbox>,
     source: Arc<dyn Source>,
+    /// Called with each record.
+    fresh: Box<dyn Fn() + Send + Sync>,
     /// Frames whose records are not safe yet, oldest first.
     waiting: Mutex<VecDeque<Kept>>,
 }
@@ -117,9 +119,13 @@ struct Kept {
 }
 
 impl Keeper {
-    /// Keeps in `outbox` what becomes of the frames of `source`.
-    pub fn new(outbox: Arc<Outbox>, source: Arc<dyn Source>) -> Self {
-        Self { outbox, source, waiting: Mutex::default() }
+    /// Keeps in `outbox` what becomes of the frames of `source`, and calls `fresh` each time.
+    pub fn new(
+        outbox: Arc<Outbox>,
+        source: Arc<dyn Source>,
+        fresh: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
+        Self { outbox, source, fresh: Box::new(fresh), waiting: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Kept>> {
@@ -134,6 +140,7 @@ impl Keeper {
         json: impl FnOnce(u64) -> Vec<u8>,
     ) {
         let number = self.outbox.append(kind, &frame.id, json);
+        (self.fresh)();
         self.lock().push_back(Kept { number, frame, rejected });
         self.settle();
     }

@@ -168,9 +168,13 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     let (budget, limit) = (config.model.budget(), config.model.memory_limit());
     let miss_rate = config.model.miss_rate;
     let lineup = Lineup::new(&set, &engine, model, chooser, budget, miss_rate, limit)?;
+    let fresh = Arc::new(Notify::new());
+    let tell = fresh.clone();
+    let keeper = Keeper::new(outbox.clone(), source.clone(), move || tell.notify_one());
     let daemon = Daemon {
         options: options.clone(),
-        keeper: Arc::new(Keeper::new(outbox.clone(), source.clone())),
+        keeper: Arc::new(keeper),
+        fresh,
         gate: Arc::new(Gate::new(config.source.pace())),
         handoff: Arc::default(),
         lineup: Arc::new(lineup),
@@ -203,6 +207,8 @@ struct Daemon {
     lineup: Arc<Lineup>,
     keeper: Arc<Keeper>,
     outbox: Arc<Outbox>,
+    /// Told of when something is put into the outbox.
+    fresh: Arc<Notify>,
     stats: Arc<Mutex<Stats>>,
     health: Arc<Health>,
     /// The last frame that was classified.
@@ -233,10 +239,9 @@ impl Daemon {
         let (board, retained) = Board::new(&self.config, &self.set);
         let board = Arc::new(board);
         board.orders(&self.orders());
-        let fresh = Arc::new(Notify::new());
         let channels = Channels {
             outbox: self.outbox.clone(),
-            fresh: fresh.clone(),
+            fresh: self.fresh.clone(),
             notices: noticed,
             retained,
             orders,
@@ -249,7 +254,7 @@ impl Daemon {
         let (capture, mut capture_ended) = self.capture(board.clone(), notices.clone())?;
         let (pictures, pictured) = mpsc::channel(1);
         let (classify, mut classify_ended) =
-            self.classify(board.clone(), notices.clone(), fresh, pictures)?;
+            self.classify(board.clone(), notices.clone(), pictures)?;
         let lineup = self.lineup.clone();
         let (load, _) = spawn("load", move || {
             lineup.keep_loaded();
@@ -342,12 +347,10 @@ impl Daemon {
         &self,
         board: Arc<Board>,
         notices: mpsc::Sender<Notice>,
-        fresh: Arc<Notify>,
         pictures: mpsc::Sender<Arc<Picture>>,
     ) -> Result<(Thread, oneshot::Receiver<()>)> {
         let (latest, image) = (self.seen.clone(), self.config.state.image);
         let seen = move |seen: Seen| {
-            fresh.notify_one();
             let changed = board.see(&seen);
             let wanted = match image {
                 Image::Off => false,
