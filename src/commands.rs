@@ -17,6 +17,7 @@ use vggd::event::{Class, Timings};
 use vggd::measure::{Job, Measurement};
 use vggd::model::{Engine, Model};
 use vggd::pipeline::Pipeline;
+use vggd::publish::connection;
 use vggd::source::Picture;
 use vggd::source::directory::Directory;
 
@@ -176,7 +177,7 @@ pub(crate) fn check(config: &Config) -> Result<()> {
     let path = source.directory.display();
     Directory::open(&source.directory, source.afterwards, source.settle())
         .map_err(|error| config.wrong("source.directory", &path, error))?;
-    config.mqtt_login()?;
+    connection::check(config)?;
     println!("ok: {} of {}, photos from {path}", chooser.word(), config.model.set.display());
     println!("    to {}:{}, topic {}", config.mqtt.host, config.mqtt.port, config.mqtt.topic());
     Ok(())

@@ -236,8 +236,8 @@ pub struct Mqtt {
     pub port: u16,
     topic: String,
     client_id: String,
-    username: String,
-    password_file: PathBuf,
+    pub username: String,
+    pub password_file: PathBuf,
     pub tls: bool,
     pub ca_file: PathBuf,
     pub certificate_file: PathBuf,
@@ -470,25 +470,6 @@ impl Config {
     pub fn override_set(&mut self, path: &Path) {
         path.clone_into(&mut self.model.set);
         self.origins.insert("model.set".to_owned(), "--models".to_owned());
-    }
-
-    /// User name and password, if the broker wants them. The file is read anew at each call.
-    ///
-    /// # Errors
-    /// [`ConfigError`] naming the password file that cannot be read.
-    pub fn mqtt_login(&self) -> Result<Option<(String, String)>, ConfigError> {
-        let Mqtt { username, password_file, .. } = &self.mqtt;
-        if username.is_empty() {
-            return Ok(None);
-        }
-        let password = match password_file.as_os_str().is_empty() {
-            true => String::new(),
-            false => fs::read_to_string(password_file).map_err(|error| {
-                self.wrong("mqtt.password_file", password_file.display(), error)
-            })?,
-        };
-        let line = password.lines().next().unwrap_or_default();
-        Ok(Some((username.clone(), line.to_owned())))
     }
 
     fn load_from(

@@ -27,6 +27,7 @@ use crate::measure;
 use crate::model::{Engine, Model, ModelError};
 use crate::pipeline::{ClassifyError, Pipeline};
 use crate::profile::Profiles;
+use crate::publish::connection;
 use crate::publish::{Publisher, Report};
 use crate::source::directory::Directory;
 use crate::source::{Handoff, Source};
@@ -117,7 +118,7 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
         Directory::open(&config.source.directory, config.source.afterwards, config.source.settle());
     let path = config.source.directory.display();
     let directory = directory.map_err(|error| config.wrong("source.directory", path, error))?;
-    config.mqtt_login()?;
+    connection::check(&config)?;
 
     let engine = Engine::configured(&config.model)?;
     let variant = configured_variant(&config, &set)?;

@@ -8,6 +8,8 @@
 //! Orders come in on `TOPIC/<name>/set`, and are handed on as they are; what holds goes out on retained
 //! topics.
 
+pub mod connection;
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -15,13 +17,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rumqttc::{
-    AsyncClient, Broker, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill,
-    MqttOptions, Packet, PublishOptions, QoS,
+    AsyncClient, ConnectionError, Event, EventLoop, LastWill, MqttOptions, Packet, PublishOptions,
+    QoS,
 };
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout, timeout_at};
 
+use self::connection::Trouble;
 use crate::config::{Config, ConfigError};
 use crate::control::State;
 use crate::event::{Failure, Prediction};
@@ -92,7 +95,6 @@ impl Report {
 pub struct Publisher {
     config: Config,
     topic: String,
-    client_id: String,
     directory: Arc<Directory>,
     reports: mpsc::Receiver<Report>,
     state: watch::Receiver<State>,
@@ -109,36 +111,6 @@ enum End {
     Lost(Trouble),
 }
 
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-enum Trouble {
-    #[error(transparent)]
-    Login(#[from] ConfigError),
-    #[error("the broker refused the connection: {0}")]
-    Refused(&'static str),
-    #[error(transparent)]
-    Connection(Box<ConnectionError>),
-    #[error("the broker acknowledged nothing for {} s", ACKNOWLEDGE_WITHIN.as_secs())]
-    Silent,
-}
-
-impl From<ConnectionError> for Trouble {
-    fn from(error: ConnectionError) -> Self {
-        match error {
-            ConnectionError::ConnectionRefused(code) => Self::Refused(match code {
-                ConnectReturnCode::BadUserNamePassword => {
-                    "wrong mqtt.username or password in mqtt.password_file"
-                }
-                ConnectReturnCode::NotAuthorized => "not authorised, see mqtt.username",
-                ConnectReturnCode::BadClientId => "mqtt.client_id is not accepted",
-                ConnectReturnCode::ServiceUnavailable => "service unavailable",
-                _ => "unacceptable protocol version",
-            }),
-            error => Self::Connection(Box::new(error)),
-        }
-    }
-}
-
 impl Publisher {
     /// A publisher of what comes out of `reports`, and of `state` whenever it changes; orders go into
     /// `orders`. It stops when `stop` becomes true or `reports` end.
@@ -153,7 +125,6 @@ impl Publisher {
         Self {
             config: config.clone(),
             topic: config.mqtt.topic(),
-            client_id: config.mqtt.client_id(),
             directory,
             reports,
             state,
@@ -167,6 +138,7 @@ impl Publisher {
     pub async fn run(mut self) {
         let mut pause = PAUSE.0;
         let mut away = false;
+        let mut refusal = None;
         loop {
             let started = Instant::now();
             let trouble = match self.run_once(&mut away).await {
@@ -177,9 +149,18 @@ impl Publisher {
                 pause = PAUSE.0;
             }
             let broker = format!("{}:{}", self.config.mqtt.host, self.config.mqtt.port);
-            match std::mem::replace(&mut away, true) {
-                false => tracing::warn!(broker, error = %trouble, "no broker, photos wait"),
-                true => tracing::debug!(broker, error = %trouble, ?pause, "still no broker"),
+            let error = trouble.to_string();
+            let is_new = !std::mem::replace(&mut away, true);
+            match trouble.is_lasting() {
+                true if is_new || refusal.as_ref() != Some(&error) => {
+                    tracing::error!(broker, error, "the broker cannot be used, photos wait");
+                    refusal = Some(error);
+                }
+                false if is_new => tracing::warn!(broker, error, "no broker, photos wait"),
+                _ => tracing::debug!(broker, error, ?pause, "still no broker"),
+            }
+            if trouble.is_lasting() {
+                pause = PAUSE.1;
             }
             let jitter = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
             tokio::select! {
@@ -195,7 +176,7 @@ impl Publisher {
             Ok(options) => options,
             Err(error) => return End::Lost(error.into()),
         };
-        let (client, events) = AsyncClient::builder(options).capacity(UNACKNOWLEDGED + 4).build();
+        let (client, events) = connection::open(options, UNACKNOWLEDGED + 4);
         // Dropping a poll half-way would lose its progress, so the event loop has a task of its own.
         let (signals, mut connection) = mpsc::channel(1);
         let inbox = Inbox { topic: self.topic.clone(), orders: self.orders.clone() };
@@ -203,8 +184,10 @@ impl Publisher {
         tokio::select! {
             signal = connection.recv() => match signal {
                 Some(Ok(())) => {}
-                Some(Err(error)) => return End::Lost(error.into()),
-                None => return End::Lost(Trouble::Silent),
+                Some(Err(error)) => {
+                    return End::Lost(Trouble::connecting(&error, &self.config));
+                }
+                None => return End::Lost(silent()),
             },
             () = told(&mut self.stop) => return End::Stopped,
         }
@@ -216,9 +199,10 @@ impl Publisher {
         let mut told_state = None;
         let state = self.state.borrow_and_update().clone();
         link.tell(&state, &mut told_state).await;
+        let config = self.config.clone();
         let lost = |signal: Option<Result<(), ConnectionError>>| match signal {
-            Some(Err(error)) => End::Lost(error.into()),
-            _ => End::Lost(Trouble::Silent),
+            Some(Err(error)) => End::Lost(Trouble::lost(&error, &config)),
+            _ => End::Lost(silent()),
         };
 
         let mut waiting = VecDeque::new();
@@ -245,7 +229,7 @@ impl Publisher {
                         report.acknowledged(&self.directory);
                     }
                     Some(false) => return lost(connection.recv().await),
-                    None => return End::Lost(Trouble::Silent),
+                    None => return End::Lost(silent()),
                 },
                 signal = connection.recv() => return lost(signal),
                 report = self.reports.recv(), if room => match report {
@@ -267,18 +251,18 @@ impl Publisher {
     }
 
     fn options(&self) -> Result<MqttOptions, ConfigError> {
-        let broker = Broker::tcp(self.config.mqtt.host.clone(), self.config.mqtt.port);
-        let mut options = MqttOptions::new(self.client_id.clone(), broker);
+        let mut options = connection::options(&self.config)?;
         let status = format!("{}/status", self.topic);
         options.set_last_will(LastWill::new(status, "offline", QoS::AtLeastOnce, true));
-        options.set_keep_alive(self.config.mqtt.keep_alive().as_secs() as u16);
         options.set_max_packet_size(SMALL, LARGE);
         options.set_inflight(UNACKNOWLEDGED as u16 + 4);
-        if let Some((user, password)) = self.config.mqtt_login()? {
-            options.set_credentials(user, password);
-        }
         Ok(options)
     }
+}
+
+fn silent() -> Trouble {
+    let seconds = ACKNOWLEDGE_WITHIN.as_secs();
+    Trouble::Passing(format!("the broker acknowledged nothing for {seconds} s"))
 }
 
 /// A message that was sent, and what its acknowledgement will be told by.
@@ -333,6 +317,13 @@ async fn drive(
             Ok(Event::Incoming(Packet::Publish(message))) => {
                 let topic = String::from_utf8_lossy(&message.topic);
                 inbox.take(&topic, &message.payload, message.retain);
+            }
+            Ok(Event::Incoming(Packet::SubAck(answer))) if connection::is_refused(&answer) => {
+                let topic = format!("{}/+/set", inbox.topic);
+                tracing::error!(
+                    topic,
+                    "the broker refuses this subscription, orders are not heard"
+                );
             }
             Ok(_) => {}
             Err(error) => return drop(signals.send(Err(error)).await),

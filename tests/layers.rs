@@ -56,6 +56,7 @@ fn an_outside_crate_is_named_in_one_place() {
         ("prost", "src/model"),
         ("memmap2", "src/model"),
         ("rumqttc", "src/publish src/demo/"),
+        ("rustls", "src/publish/connection"),
         ("bytes", "src/demo/broker"),
         ("tempfile", "src/demo"),
         ("config", "src/config"),

@@ -26,7 +26,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 const CLASSES: usize = 10;
 
 /// Every test names its program so that a missing one is understood.
-fn program(name: &str) -> Command {
+pub fn program(name: &str) -> Command {
     let path = ["/usr/sbin", "/usr/local/sbin"]
         .map(|folder| Path::new(folder).join(name))
         .into_iter()
@@ -34,7 +34,7 @@ fn program(name: &str) -> Command {
     Command::new(path.unwrap_or_else(|| name.into()))
 }
 
-fn start(command: &mut Command) -> Child {
+pub fn start(command: &mut Command) -> Child {
     command.spawn().unwrap_or_else(|error| {
         panic!("{command:?}: {error}; the tests need mosquitto and mosquitto-clients")
     })
@@ -86,9 +86,23 @@ pub fn jpeg(number: u32) -> Vec<u8> {
     bytes.into_inner()
 }
 
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = (std::process::id() as u16).wrapping_mul(64);
+    loop {
+        let port = 10_000 + (first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed))) % 20_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 /// mosquitto on a port of its own.
 pub struct Broker {
     pub port: u16,
+    /// Where the tests themselves connect: without login or encryption, whatever `port` wants.
+    witness: u16,
+    lines: String,
     folder: TempDir,
     child: Option<Child>,
 }
@@ -96,15 +110,15 @@ pub struct Broker {
 impl Broker {
     /// A port that nobody listens at, and that the system gives to nobody else.
     pub fn absent() -> Self {
-        static NEXT: AtomicU16 = AtomicU16::new(0);
-        let first = (std::process::id() as u16).wrapping_mul(64);
-        let port = loop {
-            let port = 10_000 + (first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed))) % 20_000;
-            if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-                break port;
-            }
-        };
-        Self { port, folder: tempfile::tempdir().unwrap(), child: None }
+        let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
+        Self { port, witness: port, lines: "allow_anonymous true".to_owned(), folder, child: None }
+    }
+
+    /// One whose listener is configured by these lines.
+    pub fn with(lines: &str) -> Self {
+        let mut broker = Self { witness: free_port(), lines: lines.to_owned(), ..Self::absent() };
+        broker.start();
+        broker
     }
 
     pub fn running() -> Self {
@@ -116,16 +130,21 @@ impl Broker {
     pub fn start(&mut self) {
         let folder = self.folder.path().display();
         let config = self.folder.path().join("mosquitto.conf");
-        let text = format!(
-            "listener {} 127.0.0.1\nallow_anonymous true\nuser root\n\
-             persistence true\npersistence_location {folder}/\nlog_type none\n",
-            self.port
+        let (port, witness, lines) = (self.port, self.witness, &self.lines);
+        let mut text = format!(
+            "per_listener_settings true\nuser root\nlog_type none\n\
+             persistence true\npersistence_location {folder}/\n\
+             listener {port} 127.0.0.1\n{lines}\n"
         );
+        if witness != port {
+            text += &format!("listener {witness} 127.0.0.1\nallow_anonymous true\n");
+        }
         fs::write(&config, text).unwrap();
         let mut command = program("mosquitto");
         self.child = Some(start(command.arg("-c").arg(config).stderr(Stdio::null())));
         until("the broker listens", || {
-            std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+            let mut ports = [self.port, self.witness].into_iter();
+            ports.all(|port| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok())
         });
     }
 
@@ -138,7 +157,7 @@ impl Broker {
 
     /// Publishes a message, as another program would.
     pub fn publish(&self, topic: &str, payload: &str, more: &[&str]) {
-        let port = self.port.to_string();
+        let port = self.witness.to_string();
         let mut command = program("mosquitto_pub");
         command.args(["-h", "127.0.0.1", "-p", &port, "-q", "1", "-t", topic, "-m", payload]);
         assert!(start(command.args(more)).wait().unwrap().success());
@@ -146,7 +165,7 @@ impl Broker {
 
     /// Everything that is published, from now on and across restarts of the broker.
     pub fn subscribe(&self) -> Subscriber {
-        let port = self.port.to_string();
+        let port = self.witness.to_string();
         let mut command = program("mosquitto_sub");
         command.args(["-h", "127.0.0.1", "-p", &port, "-t", "#", "-q", "1"]);
         command.args(["-c", "-i", "witness", "-F", "%t %r %p"]);
@@ -241,6 +260,7 @@ pub struct Daemon {
     folder: TempDir,
     child: Option<Child>,
     notifications: UnixDatagram,
+    environment: BTreeMap<String, PathBuf>,
 }
 
 impl Daemon {
@@ -250,7 +270,8 @@ impl Daemon {
         fs::create_dir(folder.path().join("incoming")).unwrap();
         let notifications = UnixDatagram::bind(folder.path().join("notify")).unwrap();
         notifications.set_read_timeout(Some(PATIENCE)).unwrap();
-        let daemon = Self { folder, child: None, notifications };
+        let environment = BTreeMap::new();
+        let daemon = Self { folder, child: None, notifications, environment };
         daemon.configure(broker.port, "baseline", "");
         daemon
     }
@@ -273,9 +294,24 @@ impl Daemon {
 
     /// Adds lines to section `[model]` of the configuration.
     pub fn configure_model(&self, lines: &str) {
+        self.replace("[model]\n", &format!("[model]\n{lines}\n"));
+    }
+
+    /// Adds lines to section `[mqtt]` of the configuration.
+    pub fn configure_mqtt(&self, lines: &str) {
+        self.replace("[mqtt]\n", &format!("[mqtt]\n{lines}\n"));
+    }
+
+    /// Replaces a part of the configuration.
+    pub fn replace(&self, old: &str, new: &str) {
         let text = fs::read_to_string(self.config()).unwrap();
-        fs::write(self.config(), text.replace("[model]\n", &format!("[model]\n{lines}\n")))
-            .unwrap();
+        assert!(text.contains(old), "{text}");
+        fs::write(self.config(), text.replace(old, new)).unwrap();
+    }
+
+    /// Sets a variable of the environment for the next start.
+    pub fn set(&mut self, name: &str, value: &Path) {
+        self.environment.insert(name.to_owned(), value.to_owned());
     }
 
     pub fn incoming(&self) -> PathBuf {
@@ -289,6 +325,7 @@ impl Daemon {
         let mut command = vggd();
         command.arg("run").arg("--config").arg(self.config()).current_dir(self.folder.path());
         command.env("NOTIFY_SOCKET", self.folder.path().join("notify"));
+        command.envs(&self.environment);
         self.child = Some(start(command.stderr(log)));
         let mut buffer = [0; 256];
         loop {
@@ -377,7 +414,9 @@ pub fn vggd() -> Command {
             command.env_remove(name);
         }
     }
-    command.env_remove("RUST_LOG").env_remove("JOURNAL_STREAM");
+    for name in ["RUST_LOG", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY", "SSL_CERT_FILE"] {
+        command.env_remove(name);
+    }
     command
 }
 
