@@ -153,11 +153,11 @@ impl Publisher {
             let is_new = !std::mem::replace(&mut away, true);
             match trouble.is_lasting() {
                 true if is_new || refusal.as_ref() != Some(&error) => {
-                    tracing::error!(broker, error, "the broker cannot be used, photos wait");
+                    tracing::error!(broker, %error, "the broker cannot be used, photos wait");
                     refusal = Some(error);
                 }
-                false if is_new => tracing::warn!(broker, error, "no broker, photos wait"),
-                _ => tracing::debug!(broker, error, ?pause, "still no broker"),
+                false if is_new => tracing::warn!(broker, %error, "no broker, photos wait"),
+                _ => tracing::debug!(broker, %error, ?pause, "still no broker"),
             }
             if trouble.is_lasting() {
                 pause = PAUSE.1;

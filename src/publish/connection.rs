@@ -232,7 +232,12 @@ impl Trouble {
                 true => "the broker hung up before it answered: it may want mqtt.certificate_file"
                     .to_owned(),
             }),
-            error => Passing(format!("what answers at port {port} does not speak MQTT: {error}")),
+            error if mqtt.tls => {
+                Passing(format!("what answers at port {port} does not speak MQTT: {error}"))
+            }
+            error => Passing(format!(
+                "what answers at port {port} does not speak MQTT, or it wants mqtt.tls = true: {error}"
+            )),
         }
     }
 
@@ -293,8 +298,9 @@ fn tls(error: &rustls::Error, config: &Config) -> Trouble {
                 "the broker's certificate is signed by an authority that is not known here: give it in mqtt.ca_file".to_owned()
             }
             CertificateError::NotValidForNameContext { presented, .. } => {
-                let names = presented.join(", ");
-                let names = if names.is_empty() { "nobody" } else { &names };
+                let names: Vec<_> = presented.iter().map(|name| plain(name)).collect();
+                let names =
+                    if names.is_empty() { "nobody".to_owned() } else { names.join(", ") };
                 format!("the broker's certificate is for {names}, and not for mqtt.host = '{host}'")
             }
             CertificateError::NotValidForName => {
@@ -333,6 +339,12 @@ fn tls(error: &rustls::Error, config: &Config) -> Trouble {
         }
         error => return Passing(format!("TLS: {error}")),
     })
+}
+
+/// The name in `DnsName("NAME")`, as rustls writes names.
+fn plain(name: &str) -> &str {
+    let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    inner.unwrap_or(name).trim_matches('"')
 }
 
 /// The first `E` among an error and its causes. An [`io::Error`] hides the one that it wraps.

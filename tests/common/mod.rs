@@ -6,8 +6,8 @@ pub mod witness;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -116,7 +116,9 @@ impl Broker {
 
     /// One whose listener is configured by these lines.
     pub fn with(lines: &str) -> Self {
-        let mut broker = Self { witness: free_port(), lines: lines.to_owned(), ..Self::absent() };
+        let mut broker = Self::absent();
+        broker.witness = free_port();
+        lines.clone_into(&mut broker.lines);
         broker.start();
         broker
     }
@@ -144,8 +146,12 @@ impl Broker {
         self.child = Some(start(command.arg("-c").arg(config).stderr(Stdio::null())));
         until("the broker listens", || {
             let mut ports = [self.port, self.witness].into_iter();
-            ports.all(|port| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok())
+            ports.all(|port| TcpStream::connect(("127.0.0.1", port)).is_ok())
         });
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
     }
 
     pub fn stop(&mut self) {
@@ -443,6 +449,28 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The next MQTT packet: its first byte and its body.
+pub fn packet(socket: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
+    let mut byte = || -> Option<u8> {
+        let mut byte = [0];
+        socket.read_exact(&mut byte).ok()?;
+        Some(byte[0])
+    };
+    let first = byte()?;
+    let (mut length, mut shift) = (0, 0);
+    loop {
+        let next = byte()?;
+        length |= usize::from(next & 0x7f) << shift;
+        shift += 7;
+        if next < 0x80 {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    socket.read_exact(&mut body).ok()?;
+    Some((first, body))
 }
 
 /// How often each file occurs among predictions.
