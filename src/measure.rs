@@ -167,10 +167,12 @@ impl Job {
             rss_mb: memory("VmRSS:")?,
             peak_rss_mb: memory("VmHWM:")?,
             each: each.collect(),
-            answer: self
-                .photo
-                .is_some()
-                .then(|| Answer { top: pipeline.top(&logits), timings_ms: Timings::new(stages) }),
+            answer: match self.photo {
+                Some(_) => {
+                    Some(Answer { top: pipeline.top(&logits)?, timings_ms: Timings::new(stages) })
+                }
+                None => None,
+            },
         })
     }
 }
