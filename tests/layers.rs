@@ -98,7 +98,7 @@ fn arrows_point_one_way() {
     let layers: [&[&str]; 8] = [
         &["manifest", "event", "select", "distribution", "svg"],
         &["config", "preprocess", "watch", "logging", "simulate", "control", "thermal"],
-        &["source", "model", "stats"],
+        &["source", "model", "stats", "stable"],
         &["pipeline"],
         &["publish", "measure"],
         &["profile"],
