@@ -2,6 +2,7 @@
 
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
+pub mod schema;
 pub mod witness;
 
 use std::collections::BTreeMap;
@@ -174,7 +175,7 @@ impl Broker {
         let port = self.witness.to_string();
         let mut command = program("mosquitto_sub");
         command.args(["-h", "127.0.0.1", "-p", &port, "-t", "#", "-q", "1"]);
-        command.args(["-c", "-i", "witness", "-F", "%t %r %p"]);
+        command.args(["-c", "-i", "witness", "-F", "%t %r %x"]);
         let mut child = start(command.stdout(Stdio::piped()).stderr(Stdio::null()));
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let (sender, messages) = channel();
@@ -182,7 +183,9 @@ impl Broker {
             for line in lines.map_while(Result::ok) {
                 let mut parts = line.splitn(3, ' ').map(str::to_owned);
                 let mut next = || parts.next().unwrap_or_default();
-                let message = Message { topic: next(), retained: next() == "1", payload: next() };
+                let (topic, retained, bytes) = (next(), next() == "1", from_hex(&next()));
+                let payload = String::from_utf8_lossy(&bytes).into_owned();
+                let message = Message { topic, retained, payload, bytes };
                 if sender.send(message).is_err() {
                     return;
                 }
@@ -194,7 +197,7 @@ impl Broker {
             command.args(["-h", "127.0.0.1", "-p", &port, "-t", "probe", "-m", "probe"]);
             start(&mut command).wait().unwrap();
             let deadline = Duration::from_millis(200);
-            matches!(subscriber.messages.recv_timeout(deadline), Ok(m) if m.topic == "probe")
+            subscriber.take(deadline).is_some_and(|message| message.topic == "probe")
         });
         subscriber
     }
@@ -210,7 +213,14 @@ impl Drop for Broker {
 pub struct Message {
     pub topic: String,
     pub retained: bool,
+    /// What is not UTF-8 in it is replaced.
     pub payload: String,
+    pub bytes: Vec<u8>,
+}
+
+fn from_hex(text: &str) -> Vec<u8> {
+    let digits = (0..text.len()).step_by(2).map(|at| &text[at..at + 2]);
+    digits.map(|digits| u8::from_str_radix(digits, 16).unwrap()).collect()
 }
 
 impl Message {
@@ -219,6 +229,7 @@ impl Message {
     }
 }
 
+/// Hears everything, and panics at a message that is not as `config/schema` says.
 pub struct Subscriber {
     child: Child,
     messages: Receiver<Message>,
@@ -235,8 +246,7 @@ impl Subscriber {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let message = self.messages.recv_timeout(left);
-            let message = message.unwrap_or_else(|_| panic!("no message on {names:?}"));
+            let message = self.take(left).unwrap_or_else(|| panic!("no message on {names:?}"));
             if names.iter().any(|name| message.topic.ends_with(&format!("/{name}"))) {
                 return message;
             }
@@ -250,14 +260,28 @@ impl Subscriber {
     /// What has arrived and was not taken yet, on topics that end in `/name`.
     pub fn rest(&self, name: &str) -> Vec<Message> {
         let ending = format!("/{name}");
-        self.messages.try_iter().filter(|message| message.topic.ends_with(&ending)).collect()
+        let rest = self.messages.try_iter().map(checked);
+        rest.filter(|message| message.topic.ends_with(&ending)).collect()
     }
+
+    fn take(&self, deadline: Duration) -> Option<Message> {
+        self.messages.recv_timeout(deadline).ok().map(checked)
+    }
+}
+
+fn checked(message: Message) -> Message {
+    let checked = schema::check(&message.topic, &message.bytes);
+    checked.unwrap_or_else(|problem| panic!("{message:?}: {problem}"));
+    message
 }
 
 impl Drop for Subscriber {
     fn drop(&mut self) {
         self.child.kill().ok();
         self.child.wait().ok();
+        if !std::thread::panicking() {
+            self.messages.iter().for_each(|message| drop(checked(message)));
+        }
     }
 }
 
