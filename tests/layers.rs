@@ -98,7 +98,7 @@ fn arrows_point_one_way() {
     let layers: [&[&str]; 8] = [
         &["manifest", "event", "select", "distribution", "svg"],
         &["config", "preprocess", "watch", "logging", "simulate", "control", "thermal"],
-        &["source", "model", "stats", "stable"],
+        &["source", "model", "stats", "stable", "homeassistant"],
         &["pipeline"],
         &["publish", "measure"],
         &["profile"],
