@@ -351,7 +351,7 @@ fn a_refused_subscription_is_named_and_predictions_go_on() {
 }
 
 /// Of a message that an access list forbids, MQTT 3.1.1 tells the client nothing: mosquitto
-/// acknowledges it and drops it. Only a will that it may not leave keeps a client out.
+/// acknowledges it and drops it.
 #[test]
 fn what_an_access_list_forbids_is_not_heard() {
     let folder = tempfile::tempdir().unwrap();

@@ -55,11 +55,12 @@ pub(super) fn options(config: &Config) -> Result<MqttOptions, ConfigError> {
         let tls = TlsConfiguration::Rustls(Arc::new(encryption(config)?));
         options.set_transport(Transport::tls_with_config(tls));
     }
-    let user = config.mqtt.username.clone();
-    match password(config)? {
-        _ if user.is_empty() => {}
-        Some(password) => drop(options.set_credentials(user, password)),
-        None => drop(options.set_username(user)),
+    let user = &config.mqtt.username;
+    if !user.is_empty() {
+        match password(config)? {
+            Some(password) => options.set_credentials(user, password),
+            None => options.set_username(user),
+        };
     }
     Ok(options)
 }
@@ -280,8 +281,7 @@ fn refused(code: ConnectReturnCode, config: &Config) -> Trouble {
             Lasting(format!("mqtt.username = '{user}' or its password is wrong"))
         }
         ConnectReturnCode::NotAuthorized => Lasting(format!(
-            "not authorised: mqtt.username = '{user}' or its password is wrong, or it may not write to {}/status",
-            mqtt.topic()
+            "not authorised: mqtt.username = '{user}' or its password is wrong, or an access list forbids it"
         )),
         ConnectReturnCode::RefusedProtocolVersion | ConnectReturnCode::Success => {
             Lasting("the broker does not speak MQTT 3.1.1".to_owned())
