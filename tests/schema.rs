@@ -3,9 +3,11 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::time::{Duration, SystemTime};
 
 use common::schema::{SCHEMAS, check};
+use common::{Broker, Daemon, evaluated, jpeg, models};
 use serde_json::{Value, json};
 use vggd::event::{
     Class, Compared, Comparison, Failure, Origin, Prediction, SCHEMA, State, Timings, timestamp,
@@ -254,4 +256,24 @@ fn plain_messages_have_their_patterns() {
         assert_eq!(verdict.is_ok(), is_valid, "{name} {payload}");
     }
     assert!(check("vggd/test/image", b"\xff\xd8\xff\xe0").is_ok());
+}
+
+#[test]
+fn the_longest_names_and_labels_get_through() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let (_folder, set) = evaluated();
+    let labels: String =
+        (0..10).map(|class| format!("{}\n", class.to_string().repeat(10 << 10))).collect();
+    fs::write(set.join("labels.txt"), labels).unwrap();
+    let mut daemon = Daemon::new(&broker);
+    daemon.replace(models().to_str().unwrap(), set.to_str().unwrap());
+    daemon.start();
+    // With the dot of the hidden name 255 bytes, the most that a file system takes.
+    let name = format!("{}.jpg", "ü".repeat(125));
+    daemon.drop_photo(&name, &jpeg(1));
+    let prediction = witness.next("prediction").json();
+    assert_eq!(prediction["file"], name);
+    let label = prediction["top"][0]["label"].as_str().unwrap();
+    assert_eq!((label.chars().count(), label.chars().last()), (255, Some('…')));
 }
