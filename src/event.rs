@@ -202,12 +202,9 @@ pub fn duration(milliseconds: f64) -> Duration {
     Duration::from_secs_f64(milliseconds / 1e3)
 }
 
-/// The budget of so many milliseconds, to a microsecond as it is told; 0 is none.
-///
-/// # Panics
-/// When that is negative or no number.
+/// The budget of so many milliseconds, to a microsecond as it is told; none for 0.
 pub fn budget(milliseconds: f64) -> Option<Duration> {
-    let budget = Duration::from_micros((duration(milliseconds).as_secs_f64() * 1e6).round() as u64);
+    let budget = Duration::from_micros((milliseconds * 1e3).round() as u64);
     (!budget.is_zero()).then_some(budget)
 }
 
