@@ -1,53 +1,100 @@
 //! What holds at the moment, as the retained topics tell it: threads say what they know, and it is put
 //! together here.
 
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
 use tokio::sync::watch;
 
-use crate::classify::Seen;
-use crate::config::Config;
+use crate::config::{Config, SourceKind};
 use crate::control;
-use crate::manifest::ModelSet;
+use crate::event::{Class, Origin};
+use crate::homeassistant;
 use crate::publish::Retained;
 use crate::source::Condition;
+use crate::stable::{Change, Stable};
 use crate::thermal::Thermal;
 
 /// The retained messages, changed by any thread.
 pub struct Board {
     topic: String,
     told: watch::Sender<Retained>,
+    scene: Mutex<Scene>,
+}
+
+/// What the message on `state` is made of.
+struct Scene {
+    kind: SourceKind,
+    condition: Condition,
+    stable: Stable,
+    throttled: Option<bool>,
 }
 
 impl Board {
-    /// An empty board, and what is on it for the publisher.
-    pub fn new(config: &Config, _set: &ModelSet) -> (Self, watch::Receiver<Retained>) {
-        let (told, retained) = watch::channel(Retained::new());
-        (Self { topic: config.mqtt.topic(), told }, retained)
+    /// A board that says nothing yet but how Home Assistant shows this device; what is on it, for the
+    /// publisher. `variants` may be chosen, `auto` too if it is `automatic`.
+    pub fn new(
+        config: &Config,
+        variants: &[String],
+        automatic: bool,
+    ) -> (Self, watch::Receiver<Retained>) {
+        let device = homeassistant::discovery(config, variants, automatic);
+        let (told, retained) = watch::channel(Retained::from([(device.topic, device.payload)]));
+        let scene = Scene {
+            kind: config.source.kind,
+            condition: Condition::default(),
+            stable: Stable::new(&config.state),
+            throttled: None,
+        };
+        (Self { topic: config.mqtt.topic(), told, scene: Mutex::new(scene) }, retained)
     }
 
     /// What may be set, as it is now.
     pub fn orders(&self, state: &control::State) {
-        let messages = state.messages();
-        self.put(messages.map(|(name, word)| (name, word.into_bytes())));
+        for (name, word) in state.messages() {
+            self.put(name, word.into_bytes());
+        }
     }
 
-    /// A frame was classified; whether that changed what is seen.
-    pub fn see(&self, _seen: &Seen) -> bool {
-        false
+    /// A frame captured at `at` was classified by `variant`; whether that changed what is seen.
+    pub fn see(&self, top: &Class, variant: &str, at: SystemTime) -> bool {
+        let mut change = None;
+        self.state(|scene| {
+            change = scene.stable.observe(top, variant, at);
+            change.is_some()
+        });
+        change == Some(Change::Label)
     }
 
     /// Whether the source gives frames.
-    pub fn condition(&self, _condition: Condition) {}
+    pub fn condition(&self, condition: Condition) {
+        self.state(|scene| {
+            scene.condition = condition;
+            true
+        });
+    }
 
     /// How hot it is.
-    pub fn throttled(&self, _thermal: &Thermal) {}
+    pub fn thermal(&self, thermal: &Thermal) {
+        let throttled = thermal.throttled.map(|throttled| throttled.any());
+        self.state(|scene| std::mem::replace(&mut scene.throttled, throttled) != throttled);
+    }
 
-    fn put(&self, messages: impl IntoIterator<Item = (&'static str, Vec<u8>)>) {
+    /// Tells the state anew if `change` says so.
+    fn state(&self, change: impl FnOnce(&mut Scene) -> bool) {
+        let mut scene = self.scene.lock().unwrap_or_else(PoisonError::into_inner);
+        if !change(&mut scene) {
+            return;
+        }
+        let Condition { working, detail } = scene.condition.clone();
+        let source = Origin { kind: scene.kind.as_str(), working, detail };
+        self.put("state", scene.stable.message(source, scene.throttled).json());
+    }
+
+    fn put(&self, name: &str, payload: Vec<u8>) {
         self.told.send_if_modified(|told| {
-            messages.into_iter().fold(false, |changed, (name, payload)| {
-                let topic = format!("{}/{name}", self.topic);
-                let before = told.insert(topic, payload.clone());
-                changed | (before != Some(payload))
-            })
+            let before = told.insert(format!("{}/{name}", self.topic), payload.clone());
+            before.as_ref() != Some(&payload)
         });
     }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 
@@ -173,6 +173,8 @@ pub struct Seen {
     pub picture: Arc<Picture>,
     /// What was said of it.
     pub prediction: Arc<Prediction>,
+    /// When it was captured.
+    pub captured_at: SystemTime,
     /// Whether it was asked for.
     pub snapshot: bool,
 }
@@ -257,10 +259,18 @@ impl Classifier {
         // What a photo waited for in its folder is not held against it.
         let age = if file.is_some() { Duration::ZERO } else { wait };
         let chosen = self.pipeline.classify(&decoded, |spent| self.lineup.choose(age + spent));
-        let (answer, chosen) = chosen.inspect_err(|error| {
-            tracing::error!(%error, "the model failed, the frame stays");
-            (self.failed)(Failure::new("model", None, error.to_string()));
-        })?;
+        let (answer, chosen) = match chosen {
+            Ok(chosen) => chosen,
+            Err(error @ ClassifyError::Model(_)) => {
+                tracing::error!(%error, "the model failed, the frame stays");
+                (self.failed)(Failure::new("model", None, error.to_string()));
+                return Err(error.into());
+            }
+            Err(error) => {
+                self.reject(frame, error.to_string(), last);
+                return Ok(());
+            }
+        };
         self.lineup.observe(&chosen, answer.after_decoding());
         let (model, budget) = (&chosen.model, chosen.budget);
         let in_time = budget.map(|budget| age + answer.age() <= budget);
@@ -288,15 +298,13 @@ impl Classifier {
             "classified"
         );
         let picture = std::mem::replace(&mut frame.picture, Picture::Encoded(Vec::new()));
+        let captured_at = frame.captured_at;
         self.keeper.keep(frame, Kind::Prediction, None, |sequence| {
             prediction.sequence = sequence;
             prediction.json()
         });
-        (self.seen)(Seen {
-            picture: Arc::new(picture),
-            prediction: Arc::new(prediction),
-            snapshot,
-        });
+        let (picture, prediction) = (Arc::new(picture), Arc::new(prediction));
+        (self.seen)(Seen { picture, prediction, captured_at, snapshot });
         Ok(())
     }
 

@@ -18,6 +18,7 @@ use vggd::event::{Card, Class, Timings};
 use vggd::measure::{Job, Measurement};
 use vggd::model::{Engine, Model};
 use vggd::pipeline::Pipeline;
+use vggd::publish::connection;
 use vggd::source::Picture;
 
 pub(crate) use bench::{BenchFiles, bench};
@@ -184,7 +185,7 @@ pub(crate) fn check(config: &Config) -> Result<()> {
     let path = config.model.set.display();
     verified.map_err(|error| config.wrong("model.set", path, error))?;
     daemon::configured_source(config)?;
-    config.mqtt_login()?;
+    connection::check(config)?;
     let source = &config.source;
     let frames = match source.kind {
         SourceKind::Directory => format!("photos from {}", source.directory.display()),

@@ -236,8 +236,8 @@ pub struct Mqtt {
     pub port: u16,
     topic: String,
     client_id: String,
-    username: String,
-    password_file: PathBuf,
+    pub username: String,
+    pub password_file: PathBuf,
     pub tls: bool,
     pub ca_file: PathBuf,
     pub certificate_file: PathBuf,
@@ -370,7 +370,7 @@ impl Source {
 impl Model {
     /// The latency budget of a frame, if there is one.
     pub fn budget(&self) -> Option<Duration> {
-        (self.budget_ms > 0.0).then(|| event::duration(self.budget_ms))
+        event::budget(self.budget_ms)
     }
 
     /// The most resident memory, in MiB, if it is limited.
@@ -470,25 +470,6 @@ impl Config {
     pub fn override_set(&mut self, path: &Path) {
         path.clone_into(&mut self.model.set);
         self.origins.insert("model.set".to_owned(), "--models".to_owned());
-    }
-
-    /// User name and password, if the broker wants them. The file is read anew at each call.
-    ///
-    /// # Errors
-    /// [`ConfigError`] naming the password file that cannot be read.
-    pub fn mqtt_login(&self) -> Result<Option<(String, String)>, ConfigError> {
-        let Mqtt { username, password_file, .. } = &self.mqtt;
-        if username.is_empty() {
-            return Ok(None);
-        }
-        let password = match password_file.as_os_str().is_empty() {
-            true => String::new(),
-            false => fs::read_to_string(password_file).map_err(|error| {
-                self.wrong("mqtt.password_file", password_file.display(), error)
-            })?,
-        };
-        let line = password.lines().next().unwrap_or_default();
-        Ok(Some((username.clone(), line.to_owned())))
     }
 
     fn load_from(
@@ -654,7 +635,8 @@ impl Config {
         check(mqtt.tls || !files, "mqtt.tls", &false, "must be true for certificates to be used")?;
         let prefix = mqtt.discovery.as_str();
         let plain = !prefix.contains(['+', '#', '\0']) && !prefix.starts_with('$');
-        check(plain, "mqtt.discovery", &prefix, "must be the beginning of a topic")?;
+        let plain = plain && !prefix.ends_with('/');
+        check(plain, "mqtt.discovery", &prefix, "must begin a topic, without / at its end")?;
 
         let Self { outbox, state, .. } = self;
         let directory = outbox.directory.display();
@@ -833,6 +815,9 @@ fn host_name() -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
 
     fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
@@ -921,5 +906,70 @@ mod tests {
         let missing = Config::load_from(Some(Path::new("/none/vggd.toml")), BTreeMap::new());
         let missing = missing.unwrap_err().to_string();
         assert!(missing.starts_with("/none/vggd.toml: No such file"), "{missing}");
+    }
+
+    /// TOML values, many of them at the edge of what makes sense.
+    fn values() -> impl Strategy<Value = toml::Value> {
+        let word =
+            select(vec!["", "auto", "stream", "640x480", "0 0 1 1", "vggd/{host}", "/", "#"]);
+        prop_oneof![
+            any::<i64>().prop_map(toml::Value::from),
+            (-10..100_000i64).prop_map(toml::Value::from),
+            any::<f64>().prop_map(toml::Value::from),
+            (-1.0..2.0).prop_map(toml::Value::from),
+            any::<bool>().prop_map(toml::Value::from),
+            word.prop_map(toml::Value::from),
+            any::<String>().prop_map(toml::Value::from),
+            any::<Vec<String>>().prop_map(toml::Value::from),
+        ]
+    }
+
+    /// Asks for everything that is computed from what was written.
+    fn use_all(config: &Config) {
+        let Config { source, model, mqtt, outbox, state, log, .. } = config;
+        let _ = (source.settle(), source.size(), source.timeout(), source.region());
+        let _ = (source.pace(), source.max_file(), source.decode_memory());
+        let _ = (model.budget(), model.memory_limit());
+        let _ = (mqtt.topic(), mqtt.client_id(), mqtt.stats(), mqtt.keep_alive());
+        let _ = (outbox.max_bytes(), outbox.interval(), state.image_bytes(), log.level.as_str());
+        assert!(config.differences(config).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_of_any_key_is_taken_or_refused_by_its_name(
+            key in select(flatten(&toml::from_str(DEFAULT).unwrap()).into_keys().collect::<Vec<_>>()),
+            value in values(),
+            by_variable in any::<bool>(),
+        ) {
+            let (section, name) = key.split_once('.').unwrap();
+            let variable = format!("VGGD__{section}__{name}").to_uppercase();
+            let table = toml::Table::from_iter([(name.to_owned(), value.clone())]);
+            let table = toml::Table::from_iter([(section.to_owned(), table.into())]);
+            let loaded = match by_variable {
+                true => load("", &[(&variable, &plain(&value))]),
+                false => load(&table.to_string(), &[]),
+            };
+            let origin = if by_variable { &variable } else { "FILE" };
+            match loaded {
+                Ok(config) => use_all(&config),
+                // Some values are only wrong beside another key.
+                Err(error) => prop_assert!(
+                    error.starts_with(&format!("{origin}: {key} = '"))
+                        || error.contains("source.command = ''")
+                        || error.contains("mqtt.tls = 'false'")
+                        || error.contains("mqtt.certificate_file = ''"),
+                    "{}", error
+                ),
+            }
+        }
+
+        #[test]
+        fn any_text_is_refused_in_words(text in ".*") {
+            match load(&text, &[]) {
+                Ok(config) => use_all(&config),
+                Err(error) => prop_assert!(error.starts_with("FILE: "), "{}", error),
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::event::{LONGEST_MS, duration, milliseconds};
+use crate::event::{self, LONGEST_MS, milliseconds};
 
 /// A message on `TOPIC/<name>/set` that makes sense.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,8 +73,7 @@ impl Order {
             },
             "budget" => match text.parse::<f64>() {
                 Ok(budget) if (0.0..=LONGEST_MS).contains(&budget) => {
-                    let budget = duration(budget);
-                    Ok(Self::Budget((!budget.is_zero()).then_some(budget)))
+                    Ok(Self::Budget(event::budget(budget)))
                 }
                 Ok(_) => wrong(&format!("'{text}' must be from 0 to {LONGEST_MS} ms")),
                 Err(_) => wrong(&format!("'{text}' is not a number of milliseconds")),
@@ -105,6 +104,8 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -157,5 +158,45 @@ mod tests {
         );
         let none = State { variant: Chooser::Auto, budget: None, paused: false };
         assert_eq!(none.messages().map(|(_, word)| word), ["auto", "0", "OFF"]);
+    }
+
+    /// Names and payloads, most of them nearly right.
+    fn orders() -> impl Strategy<Value = (String, Vec<u8>)> {
+        let name = prop_oneof![
+            Just("variant"),
+            Just("budget"),
+            Just("pause"),
+            Just("snapshot"),
+            Just("compare")
+        ];
+        let name = prop_oneof![9 => name.prop_map(str::to_owned), 1 => any::<String>()];
+        let number = any::<f64>().prop_map(|number| number.to_string());
+        let budget = (0.0..2.0 * LONGEST_MS).prop_map(|budget| budget.to_string());
+        let text = prop_oneof![any::<String>(), number, budget, "[a-z ]{0,300}"];
+        let payload = prop_oneof![text.prop_map(String::into_bytes), any::<Vec<u8>>()];
+        (name, payload)
+    }
+
+    proptest! {
+        #[test]
+        fn any_order_is_taken_and_told_back_or_refused_in_words((name, payload) in orders()) {
+            let mut state = State { variant: Chooser::Auto, budget: None, paused: false };
+            match Order::parse(&name, &payload) {
+                Err(problem) => {
+                    prop_assert!(problem.contains(&format!("{name}/set")), "{problem}");
+                    return Ok(());
+                }
+                Ok(Order::Variant(variant)) => state.variant = variant,
+                Ok(Order::Budget(budget)) => state.budget = budget,
+                Ok(Order::Pause(paused)) => state.paused = paused,
+                Ok(Order::Snapshot | Order::Compare) => {}
+            }
+            let told = state.messages().map(|(name, word)| Order::parse(name, word.as_bytes()));
+            prop_assert_eq!(told, [
+                Ok(Order::Variant(state.variant)),
+                Ok(Order::Budget(state.budget)),
+                Ok(Order::Pause(state.paused)),
+            ]);
+        }
     }
 }

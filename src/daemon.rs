@@ -32,6 +32,7 @@ use crate::outbox::Outbox;
 use crate::pipeline::Pipeline;
 use crate::preprocess;
 use crate::profile::Profiles;
+use crate::publish::connection;
 use crate::publish::{Channels, Health, Notice, Publisher};
 use crate::source::directory::Directory;
 use crate::source::{Condition, Handoff, Picture, Source};
@@ -144,7 +145,7 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     crate::logging::start(config.log.level.as_str());
     let set = model_set(&config)?;
     let chooser = configured_chooser(&config, &set)?;
-    config.mqtt_login()?;
+    connection::check(&config)?;
     let path = config.outbox.directory.display();
     let outbox = Outbox::open(&config.outbox);
     let outbox = Arc::new(outbox.map_err(|error| config.wrong("outbox.directory", path, error))?);
@@ -236,7 +237,8 @@ impl Daemon {
         let (stop, stopped) = flag::channel(false);
         let (notices, noticed) = mpsc::channel(NOTICES);
         let (orders, ordered) = mpsc::channel(ORDERS);
-        let (board, retained) = Board::new(&self.config, &self.set);
+        let automatic = lineup::evaluated(&self.set).is_ok();
+        let (board, retained) = Board::new(&self.config, &self.set.names(), automatic);
         let board = Arc::new(board);
         board.orders(&self.orders());
         let channels = Channels {
@@ -351,7 +353,8 @@ impl Daemon {
     ) -> Result<(Thread, oneshot::Receiver<()>)> {
         let (latest, image) = (self.seen.clone(), self.config.state.image);
         let seen = move |seen: Seen| {
-            let changed = board.see(&seen);
+            let prediction = &seen.prediction;
+            let changed = board.see(&prediction.top[0], &prediction.variant, seen.captured_at);
             let wanted = match image {
                 Image::Off => false,
                 Image::Change => changed || seen.snapshot,
@@ -394,7 +397,7 @@ impl Daemon {
                 () = tokio::time::sleep_until(next), if period.is_some() => {
                     next += period.unwrap_or_default();
                     let stats = self.stats();
-                    board.throttled(&stats.thermal);
+                    board.thermal(&stats.thermal);
                     // Without a broker there is nobody to tell.
                     notices.try_send(Notice::json("stats", &stats)).ok();
                     continue;

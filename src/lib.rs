@@ -16,13 +16,14 @@
 //! variants, [`simulate`] shows what choosing does without any model, and [`watch`] tells the source
 //! and the daemon what happens in a folder.
 //!
-//! [`stats`] sums up how frames fared, and [`thermal`] how hot it got.
+//! [`stats`] sums up how frames fared, [`thermal`] how hot it got, and [`stable`] what was seen for
+//! longer than a frame; [`homeassistant`] describes all of this to Home Assistant.
 //!
 //! Arrows point one way: values and decisions (`manifest`, `event`, `select`, `distribution`, `svg`),
 //! then one outside thing each (`config`, `preprocess`, `watch`, `logging`, `control`, `simulate`,
-//! `thermal`), then what is built on these (`source`, `model`, `stats`), then `pipeline`, then `publish` and `measure`, then
-//! `profile`, `lineup` and last `daemon`. The binary adds the commands; one of them is `demo`, which
-//! runs the daemon beside a small broker and a subscriber.
+//! `thermal`), then what is built on these (`source`, `model`, `stats`, `stable`, `homeassistant`), then
+//! `pipeline`, then `publish` and `measure`, then `profile`, `lineup` and last `daemon`. The binary adds
+//! the commands; one of them is `demo`, which runs the daemon beside a small broker and a subscriber.
 
 pub mod config;
 pub mod manifest;
@@ -46,7 +47,9 @@ pub mod select;
 
 pub mod board;
 pub mod control;
+pub mod homeassistant;
 pub mod publish;
+pub mod stable;
 pub mod stats;
 pub mod thermal;
 

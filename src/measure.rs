@@ -189,10 +189,12 @@ impl Job {
             rss_mb: memory("VmRSS:")?,
             peak_rss_mb: memory("VmHWM:")?,
             each: each.collect(),
-            answer: self
-                .picture
-                .is_some()
-                .then(|| Answer { top: pipeline.top(&logits), timings_ms: Timings::new(stages) }),
+            answer: match self.picture {
+                Some(_) => {
+                    Some(Answer { top: pipeline.top(&logits)?, timings_ms: Timings::new(stages) })
+                }
+                None => None,
+            },
         })
     }
 }

@@ -38,6 +38,12 @@ pub enum ClassifyError {
     /// The decoder gave up in a way that it should not: a defect of this program.
     #[error("the decoder panicked")]
     Panicked,
+    /// Numbers too large for the network came up on the way.
+    #[error("the answer is not a number")]
+    NotANumber,
+    /// Not the photo but the model is at fault.
+    #[error(transparent)]
+    Model(#[from] ModelError),
 }
 
 /// A decoded photo.
@@ -142,23 +148,26 @@ impl Pipeline {
     /// that too.
     ///
     /// # Errors
-    /// When the model is at fault.
+    /// [`ClassifyError::Model`] or [`ClassifyError::NotANumber`].
     pub fn classify<M: Borrow<Model>>(
         &self,
         decoded: &Decoded,
         choose: impl FnOnce(Duration) -> M,
-    ) -> Result<(Answer, M), ModelError> {
+    ) -> Result<(Answer, M), ClassifyError> {
         let chosen = choose(decoded.took);
         let prepared = self.prepare(decoded, chosen.borrow().side);
         let start = Instant::now();
         let logits = chosen.borrow().infer(&prepared.input)?;
         let stages = [prepared.decode, prepared.preprocess, start.elapsed()];
-        Ok((Answer { top: self.top(&logits), stages }, chosen))
+        Ok((Answer { top: self.top(&logits)?, stages }, chosen))
     }
 
     /// The likeliest classes by their labels.
-    pub fn top(&self, logits: &[f32]) -> Vec<Class> {
-        event::top_k(logits, &self.labels, event::TOP)
+    ///
+    /// # Errors
+    /// [`ClassifyError::NotANumber`].
+    pub fn top(&self, logits: &[f32]) -> Result<Vec<Class>, ClassifyError> {
+        event::top_k(logits, &self.labels, event::TOP).ok_or(ClassifyError::NotANumber)
     }
 
     fn read(&self, path: &Path) -> Result<Vec<u8>, ClassifyError> {

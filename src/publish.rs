@@ -7,6 +7,8 @@
 //!
 //! Orders come in on `TOPIC/<name>/set`, and are handed on as they are.
 
+pub mod connection;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
@@ -15,15 +17,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rumqttc::{
-    AsyncClient, Broker, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill,
-    MqttOptions, Packet, PublishOptions, QoS,
+    AsyncClient, ConnectionError, Event, EventLoop, LastWill, MqttOptions, Packet, PublishOptions,
+    QoS,
 };
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{sleep, timeout, timeout_at};
 
+use self::connection::Trouble;
 use crate::config::{Config, ConfigError};
 use crate::event::{Failure, Prediction};
+use crate::homeassistant;
 use crate::outbox::{Kind, Outbox, Record};
 
 /// Records that may be on their way to the broker at once.
@@ -118,7 +122,6 @@ impl Health {
 pub struct Publisher {
     config: Config,
     topic: String,
-    client_id: String,
     channels: Channels,
     /// The last record that was sent, in this connection or one before.
     sent: u64,
@@ -131,52 +134,17 @@ enum End {
     Lost(Trouble),
 }
 
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-enum Trouble {
-    #[error(transparent)]
-    Login(#[from] ConfigError),
-    #[error("the broker refused the connection: {0}")]
-    Refused(&'static str),
-    #[error(transparent)]
-    Connection(Box<ConnectionError>),
-    #[error("the broker acknowledged nothing for {} s", ACKNOWLEDGE_WITHIN.as_secs())]
-    Silent,
-}
-
-impl From<ConnectionError> for Trouble {
-    fn from(error: ConnectionError) -> Self {
-        match error {
-            ConnectionError::ConnectionRefused(code) => Self::Refused(match code {
-                ConnectReturnCode::BadUserNamePassword => {
-                    "wrong mqtt.username or password in mqtt.password_file"
-                }
-                ConnectReturnCode::NotAuthorized => "not authorised, see mqtt.username",
-                ConnectReturnCode::BadClientId => "mqtt.client_id is not accepted",
-                ConnectReturnCode::ServiceUnavailable => "service unavailable",
-                _ => "unacceptable protocol version",
-            }),
-            error => Self::Connection(Box::new(error)),
-        }
-    }
-}
-
 impl Publisher {
     /// A publisher that connects as `config` says.
     pub fn new(config: &Config, channels: Channels) -> Self {
-        Self {
-            config: config.clone(),
-            topic: config.mqtt.topic(),
-            client_id: config.mqtt.client_id(),
-            channels,
-            sent: 0,
-        }
+        Self { config: config.clone(), topic: config.mqtt.topic(), channels, sent: 0 }
     }
 
     /// Connects, and again whenever the connection is lost, until stopped.
     pub async fn run(mut self) {
         let mut pause = PAUSE.0;
         let mut away = false;
+        let mut refusal = None;
         loop {
             let started = Instant::now();
             let end = self.run_once(&mut away).await;
@@ -189,9 +157,18 @@ impl Publisher {
                 pause = PAUSE.0;
             }
             let broker = format!("{}:{}", self.config.mqtt.host, self.config.mqtt.port);
-            match std::mem::replace(&mut away, true) {
-                false => tracing::warn!(broker, error = %trouble, "no broker, predictions wait"),
-                true => tracing::debug!(broker, error = %trouble, ?pause, "still no broker"),
+            let error = trouble.to_string();
+            let is_new = !std::mem::replace(&mut away, true);
+            match trouble.is_lasting() {
+                true if is_new || refusal.as_ref() != Some(&error) => {
+                    tracing::error!(broker, %error, "the broker cannot be used, predictions wait");
+                    refusal = Some(error);
+                }
+                false if is_new => tracing::warn!(broker, %error, "no broker, predictions wait"),
+                _ => tracing::debug!(broker, %error, ?pause, "still no broker"),
+            }
+            if trouble.is_lasting() {
+                pause = PAUSE.1;
             }
             let jitter = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
             tokio::select! {
@@ -208,21 +185,22 @@ impl Publisher {
             Err(error) => return End::Lost(error.into()),
         };
         let capacity = UNACKNOWLEDGED + BESIDES;
-        let (client, events) = AsyncClient::builder(options).capacity(capacity).build();
+        let (client, events) = connection::open(options, capacity);
         let Channels { outbox, fresh, notices, retained, orders, stop, health } =
             &mut self.channels;
         // Dropping a poll half-way would lose its progress, so the event loop has a task of its own.
         let (signals, mut connection) = mpsc::channel(1);
-        let birth = (!self.config.mqtt.discovery.is_empty())
-            .then(|| format!("{}/status", self.config.mqtt.discovery));
+        let birth = homeassistant::birth(&self.config);
         let topic = self.topic.clone();
         let inbox = Inbox { topic: topic.clone(), birth: birth.clone(), orders: orders.clone() };
         let _task = AbortOnDrop(tokio::spawn(drive(events, signals, inbox)));
         tokio::select! {
             signal = connection.recv() => match signal {
-                Some(Signal::Lost(error)) => return End::Lost((*error).into()),
+                Some(Signal::Lost(error)) => {
+                    return End::Lost(Trouble::connecting(&error, &self.config));
+                },
                 Some(Signal::Connected | Signal::Born) => {}
-                None => return End::Lost(Trouble::Silent),
+                None => return End::Lost(silent()),
             },
             () = told(stop) => return End::Stopped,
         }
@@ -233,12 +211,13 @@ impl Publisher {
         link.retain("status", "online").await;
         link.listen(birth).await;
 
+        let config = self.config.clone();
         let lost = |signal: Option<Signal>| match signal {
-            Some(Signal::Lost(error)) => End::Lost((*error).into()),
-            _ => End::Lost(Trouble::Silent),
+            Some(Signal::Lost(error)) => End::Lost(Trouble::lost(&error, &config)),
+            _ => End::Lost(silent()),
         };
         let (mut waiting, mut position) = (VecDeque::new(), 0);
-        let (mut ended, mut last_call) = (false, None);
+        let (mut ended, mut last_call, mut due) = (false, None, true);
         loop {
             let open = last_call.is_none_or(|last_call| Instant::now() < last_call);
             while open && waiting.len() < UNACKNOWLEDGED {
@@ -248,8 +227,10 @@ impl Publisher {
                 self.sent = self.sent.max(record.number);
                 waiting.push_back(link.send(record, replayed).await);
             }
-            let holds = retained.borrow_and_update().clone();
-            let all_told = link.tell(holds);
+            if due {
+                let holds = retained.borrow_and_update().clone();
+                due = !link.tell(holds);
+            }
             if ended && waiting.is_empty() {
                 link.retain("status", "offline").await;
                 link.client.disconnect().await.ok();
@@ -266,11 +247,14 @@ impl Publisher {
                     }
                     Some(None) => return lost(connection.recv().await),
                     None if last_call.is_some() => return End::Stopped,
-                    None => return End::Lost(Trouble::Silent),
+                    None => return End::Lost(silent()),
                 },
                 signal = connection.recv() => match signal {
                     Some(Signal::Connected) => {}
-                    Some(Signal::Born) => link.told.clear(),
+                    Some(Signal::Born) => {
+                        link.told.clear();
+                        due = true;
+                    }
                     signal => return lost(signal),
                 },
                 notice = notices.recv(), if !ended => match notice {
@@ -278,8 +262,8 @@ impl Publisher {
                     None => ended = true,
                 },
                 () = fresh.notified() => {}
-                Ok(()) = retained.changed() => {}
-                () = sleep(AGAIN), if !all_told => {}
+                Ok(()) = retained.changed() => due = true,
+                () = sleep(AGAIN), if due => {}
                 () = told(stop), if last_call.is_none() => {
                     last_call = Some(Instant::now() + GRACE);
                 }
@@ -288,18 +272,18 @@ impl Publisher {
     }
 
     fn options(&self) -> Result<MqttOptions, ConfigError> {
-        let broker = Broker::tcp(self.config.mqtt.host.clone(), self.config.mqtt.port);
-        let mut options = MqttOptions::new(self.client_id.clone(), broker);
+        let mut options = connection::options(&self.config)?;
         let status = format!("{}/status", self.topic);
         options.set_last_will(LastWill::new(status, "offline", QoS::AtLeastOnce, true));
-        options.set_keep_alive(self.config.mqtt.keep_alive().as_secs() as u16);
         options.set_max_packet_size(SMALL, LARGE);
         options.set_inflight((UNACKNOWLEDGED + BESIDES) as u16);
-        if let Some((user, password)) = self.config.mqtt_login()? {
-            options.set_credentials(user, password);
-        }
         Ok(options)
     }
+}
+
+fn silent() -> Trouble {
+    let seconds = ACKNOWLEDGE_WITHIN.as_secs();
+    Trouble::Passing(format!("the broker acknowledged nothing for {seconds} s"))
 }
 
 /// A record that was sent, and what its acknowledgement will be told by.
@@ -337,7 +321,7 @@ impl Inbox {
     /// ago, which the configuration has replaced.
     fn take(&self, topic: &str, payload: &[u8], retained: bool) -> Option<Signal> {
         if self.birth.as_deref() == Some(topic) {
-            return (payload == b"online" && !retained).then_some(Signal::Born);
+            return (payload == homeassistant::STARTED && !retained).then_some(Signal::Born);
         }
         let name = topic.strip_prefix(&self.topic).and_then(|rest| rest.strip_prefix('/'));
         let name = name.and_then(|name| name.strip_suffix("/set"))?;
@@ -366,6 +350,14 @@ async fn drive(mut events: EventLoop, signals: mpsc::Sender<Signal>, inbox: Inbo
             Ok(Event::Incoming(Packet::Publish(message))) => {
                 let topic = String::from_utf8_lossy(&message.topic);
                 inbox.take(&topic, &message.payload, message.retain)
+            }
+            Ok(Event::Incoming(Packet::SubAck(answer))) if connection::is_refused(&answer) => {
+                let topic = format!("{}/+/set", inbox.topic);
+                tracing::error!(
+                    topic,
+                    "the broker refuses this subscription, orders are not heard"
+                );
+                None
             }
             Ok(_) => None,
             Err(error) => return drop(signals.send(Signal::Lost(Box::new(error))).await),

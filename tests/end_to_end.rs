@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
-use common::{Broker, Daemon, jpeg, until};
+use common::{Broker, Daemon, jpeg, packet, until};
 use serde_json::Value;
 
 #[test]
@@ -294,28 +294,6 @@ fn without_an_acknowledgement_a_prediction_stays() {
     daemon.start();
     let prediction = witness.next("prediction").json();
     assert_eq!((&prediction["file"], &prediction["replayed"]), (&"a.jpg".into(), &true.into()));
-}
-
-/// The next MQTT packet: its first byte and its body.
-fn packet(socket: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
-    let mut byte = || -> Option<u8> {
-        let mut byte = [0];
-        socket.read_exact(&mut byte).ok()?;
-        Some(byte[0])
-    };
-    let first = byte()?;
-    let (mut length, mut shift) = (0, 0);
-    loop {
-        let next = byte()?;
-        length |= usize::from(next & 0x7f) << shift;
-        shift += 7;
-        if next < 0x80 {
-            break;
-        }
-    }
-    let mut body = vec![0; length];
-    socket.read_exact(&mut body).ok()?;
-    Some((first, body))
 }
 
 /// The next PUBLISH at QoS 1: topic, packet id and payload.

@@ -2,12 +2,13 @@
 
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
+pub mod schema;
 pub mod witness;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -26,7 +27,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 const CLASSES: usize = 10;
 
 /// Every test names its program so that a missing one is understood.
-fn program(name: &str) -> Command {
+pub fn program(name: &str) -> Command {
     let path = ["/usr/sbin", "/usr/local/sbin"]
         .map(|folder| Path::new(folder).join(name))
         .into_iter()
@@ -34,7 +35,7 @@ fn program(name: &str) -> Command {
     Command::new(path.unwrap_or_else(|| name.into()))
 }
 
-fn start(command: &mut Command) -> Child {
+pub fn start(command: &mut Command) -> Child {
     command.spawn().unwrap_or_else(|error| {
         panic!("{command:?}: {error}; the tests need mosquitto and mosquitto-clients")
     })
@@ -86,9 +87,23 @@ pub fn jpeg(number: u32) -> Vec<u8> {
     bytes.into_inner()
 }
 
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = (std::process::id() as u16).wrapping_mul(64);
+    loop {
+        let port = 10_000 + (first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed))) % 20_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 /// mosquitto on a port of its own.
 pub struct Broker {
     pub port: u16,
+    /// Where the tests themselves connect: without login or encryption, whatever `port` wants.
+    witness: u16,
+    lines: String,
     folder: TempDir,
     child: Option<Child>,
 }
@@ -96,15 +111,17 @@ pub struct Broker {
 impl Broker {
     /// A port that nobody listens at, and that the system gives to nobody else.
     pub fn absent() -> Self {
-        static NEXT: AtomicU16 = AtomicU16::new(0);
-        let first = (std::process::id() as u16).wrapping_mul(64);
-        let port = loop {
-            let port = 10_000 + (first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed))) % 20_000;
-            if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-                break port;
-            }
-        };
-        Self { port, folder: tempfile::tempdir().unwrap(), child: None }
+        let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
+        Self { port, witness: port, lines: "allow_anonymous true".to_owned(), folder, child: None }
+    }
+
+    /// One whose listener is configured by these lines.
+    pub fn with(lines: &str) -> Self {
+        let mut broker = Self::absent();
+        broker.witness = free_port();
+        lines.clone_into(&mut broker.lines);
+        broker.start();
+        broker
     }
 
     pub fn running() -> Self {
@@ -116,17 +133,26 @@ impl Broker {
     pub fn start(&mut self) {
         let folder = self.folder.path().display();
         let config = self.folder.path().join("mosquitto.conf");
-        let text = format!(
-            "listener {} 127.0.0.1\nallow_anonymous true\nuser root\n\
-             persistence true\npersistence_location {folder}/\nlog_type none\n",
-            self.port
+        let (port, witness, lines) = (self.port, self.witness, &self.lines);
+        let mut text = format!(
+            "per_listener_settings true\nuser root\nlog_type none\n\
+             persistence true\npersistence_location {folder}/\n\
+             listener {port} 127.0.0.1\n{lines}\n"
         );
+        if witness != port {
+            text += &format!("listener {witness} 127.0.0.1\nallow_anonymous true\n");
+        }
         fs::write(&config, text).unwrap();
         let mut command = program("mosquitto");
         self.child = Some(start(command.arg("-c").arg(config).stderr(Stdio::null())));
         until("the broker listens", || {
-            std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+            let mut ports = [self.port, self.witness].into_iter();
+            ports.all(|port| TcpStream::connect(("127.0.0.1", port)).is_ok())
         });
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
     }
 
     pub fn stop(&mut self) {
@@ -138,7 +164,7 @@ impl Broker {
 
     /// Publishes a message, as another program would.
     pub fn publish(&self, topic: &str, payload: &str, more: &[&str]) {
-        let port = self.port.to_string();
+        let port = self.witness.to_string();
         let mut command = program("mosquitto_pub");
         command.args(["-h", "127.0.0.1", "-p", &port, "-q", "1", "-t", topic, "-m", payload]);
         assert!(start(command.args(more)).wait().unwrap().success());
@@ -146,10 +172,10 @@ impl Broker {
 
     /// Everything that is published, from now on and across restarts of the broker.
     pub fn subscribe(&self) -> Subscriber {
-        let port = self.port.to_string();
+        let port = self.witness.to_string();
         let mut command = program("mosquitto_sub");
         command.args(["-h", "127.0.0.1", "-p", &port, "-t", "#", "-q", "1"]);
-        command.args(["-c", "-i", "witness", "-F", "%t %r %p"]);
+        command.args(["-c", "-i", "witness", "-F", "%t %r %x"]);
         let mut child = start(command.stdout(Stdio::piped()).stderr(Stdio::null()));
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let (sender, messages) = channel();
@@ -157,7 +183,9 @@ impl Broker {
             for line in lines.map_while(Result::ok) {
                 let mut parts = line.splitn(3, ' ').map(str::to_owned);
                 let mut next = || parts.next().unwrap_or_default();
-                let message = Message { topic: next(), retained: next() == "1", payload: next() };
+                let (topic, retained, bytes) = (next(), next() == "1", from_hex(&next()));
+                let payload = String::from_utf8_lossy(&bytes).into_owned();
+                let message = Message { topic, retained, payload, bytes };
                 if sender.send(message).is_err() {
                     return;
                 }
@@ -169,7 +197,7 @@ impl Broker {
             command.args(["-h", "127.0.0.1", "-p", &port, "-t", "probe", "-m", "probe"]);
             start(&mut command).wait().unwrap();
             let deadline = Duration::from_millis(200);
-            matches!(subscriber.messages.recv_timeout(deadline), Ok(m) if m.topic == "probe")
+            subscriber.take(deadline).is_some_and(|message| message.topic == "probe")
         });
         subscriber
     }
@@ -185,7 +213,14 @@ impl Drop for Broker {
 pub struct Message {
     pub topic: String,
     pub retained: bool,
+    /// What is not UTF-8 in it is replaced.
     pub payload: String,
+    pub bytes: Vec<u8>,
+}
+
+fn from_hex(text: &str) -> Vec<u8> {
+    let digits = (0..text.len()).step_by(2).map(|at| &text[at..at + 2]);
+    digits.map(|digits| u8::from_str_radix(digits, 16).unwrap()).collect()
 }
 
 impl Message {
@@ -194,6 +229,7 @@ impl Message {
     }
 }
 
+/// Hears everything, and panics at a message that is not as `config/schema` says.
 pub struct Subscriber {
     child: Child,
     messages: Receiver<Message>,
@@ -210,8 +246,7 @@ impl Subscriber {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let message = self.messages.recv_timeout(left);
-            let message = message.unwrap_or_else(|_| panic!("no message on {names:?}"));
+            let message = self.take(left).unwrap_or_else(|| panic!("no message on {names:?}"));
             if names.iter().any(|name| message.topic.ends_with(&format!("/{name}"))) {
                 return message;
             }
@@ -225,14 +260,28 @@ impl Subscriber {
     /// What has arrived and was not taken yet, on topics that end in `/name`.
     pub fn rest(&self, name: &str) -> Vec<Message> {
         let ending = format!("/{name}");
-        self.messages.try_iter().filter(|message| message.topic.ends_with(&ending)).collect()
+        let rest = self.messages.try_iter().map(checked);
+        rest.filter(|message| message.topic.ends_with(&ending)).collect()
     }
+
+    fn take(&self, deadline: Duration) -> Option<Message> {
+        self.messages.recv_timeout(deadline).ok().map(checked)
+    }
+}
+
+fn checked(message: Message) -> Message {
+    let checked = schema::check(&message.topic, &message.bytes);
+    checked.unwrap_or_else(|problem| panic!("{message:?}: {problem}"));
+    message
 }
 
 impl Drop for Subscriber {
     fn drop(&mut self) {
         self.child.kill().ok();
         self.child.wait().ok();
+        if !std::thread::panicking() {
+            self.messages.iter().for_each(|message| drop(checked(message)));
+        }
     }
 }
 
@@ -241,6 +290,7 @@ pub struct Daemon {
     folder: TempDir,
     child: Option<Child>,
     notifications: UnixDatagram,
+    environment: BTreeMap<String, PathBuf>,
 }
 
 impl Daemon {
@@ -250,7 +300,8 @@ impl Daemon {
         fs::create_dir(folder.path().join("incoming")).unwrap();
         let notifications = UnixDatagram::bind(folder.path().join("notify")).unwrap();
         notifications.set_read_timeout(Some(PATIENCE)).unwrap();
-        let daemon = Self { folder, child: None, notifications };
+        let environment = BTreeMap::new();
+        let daemon = Self { folder, child: None, notifications, environment };
         daemon.configure(broker.port, "baseline", "");
         daemon
     }
@@ -274,9 +325,24 @@ impl Daemon {
 
     /// Adds lines to section `[model]` of the configuration.
     pub fn configure_model(&self, lines: &str) {
+        self.replace("[model]\n", &format!("[model]\n{lines}\n"));
+    }
+
+    /// Adds lines to section `[mqtt]` of the configuration.
+    pub fn configure_mqtt(&self, lines: &str) {
+        self.replace("[mqtt]\n", &format!("[mqtt]\n{lines}\n"));
+    }
+
+    /// Replaces a part of the configuration.
+    pub fn replace(&self, old: &str, new: &str) {
         let text = fs::read_to_string(self.config()).unwrap();
-        fs::write(self.config(), text.replace("[model]\n", &format!("[model]\n{lines}\n")))
-            .unwrap();
+        assert!(text.contains(old), "{text}");
+        fs::write(self.config(), text.replace(old, new)).unwrap();
+    }
+
+    /// Sets a variable of the environment for the next start.
+    pub fn set(&mut self, name: &str, value: &Path) {
+        self.environment.insert(name.to_owned(), value.to_owned());
     }
 
     pub fn incoming(&self) -> PathBuf {
@@ -290,6 +356,7 @@ impl Daemon {
         let mut command = vggd();
         command.arg("run").arg("--config").arg(self.config()).current_dir(self.folder.path());
         command.env("NOTIFY_SOCKET", self.folder.path().join("notify"));
+        command.envs(&self.environment);
         self.child = Some(start(command.stderr(log)));
         let mut buffer = [0; 256];
         loop {
@@ -378,7 +445,9 @@ pub fn vggd() -> Command {
             command.env_remove(name);
         }
     }
-    command.env_remove("RUST_LOG").env_remove("JOURNAL_STREAM");
+    for name in ["RUST_LOG", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY", "SSL_CERT_FILE"] {
+        command.env_remove(name);
+    }
     command
 }
 
@@ -405,6 +474,28 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The next MQTT packet: its first byte and its body.
+pub fn packet(socket: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
+    let mut byte = || -> Option<u8> {
+        let mut byte = [0];
+        socket.read_exact(&mut byte).ok()?;
+        Some(byte[0])
+    };
+    let first = byte()?;
+    let (mut length, mut shift) = (0, 0);
+    loop {
+        let next = byte()?;
+        length |= usize::from(next & 0x7f) << shift;
+        shift += 7;
+        if next < 0x80 {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    socket.read_exact(&mut body).ok()?;
+    Some((first, body))
 }
 
 /// How often each file occurs among predictions.
