@@ -6,6 +6,7 @@
 
 mod container;
 mod encode;
+mod raw;
 
 use std::io::Cursor;
 
@@ -26,6 +27,7 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 use crate::manifest::Preprocess;
 use container::Format;
 pub use encode::{to_jpeg, to_png};
+pub use raw::{PixelFormat, Raw};
 
 /// What decoding one photo may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,55 +51,6 @@ impl Limits {
     /// The most bytes that [`decode`] holds at once beside its input.
     pub fn max_memory(&self) -> u64 {
         self.max_pixels.saturating_mul(Self::BYTES_PER_PIXEL).saturating_add(Self::BYTES_BESIDES)
-    }
-}
-
-/// Bare pixels, rows from the top without padding.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Raw {
-    /// What the bytes mean.
-    pub format: PixelFormat,
-    /// Width in pixels.
-    pub width: u32,
-    /// Height in pixels.
-    pub height: u32,
-    /// The bytes.
-    pub data: Vec<u8>,
-}
-
-/// Arrangement of bare pixels, 8 bits a sample.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PixelFormat {
-    /// Red, green, blue.
-    Rgb,
-    /// Brightness alone.
-    Grey,
-}
-
-impl Raw {
-    /// The picture as 8-bit RGB.
-    ///
-    /// # Errors
-    /// [`DecodeError::Damaged`] when there are fewer bytes than the size says.
-    pub fn decode(&self) -> Result<Photo, DecodeError> {
-        let pixels = self.width as usize * self.height as usize;
-        let bytes = match self.format {
-            PixelFormat::Rgb => 3 * pixels,
-            PixelFormat::Grey => pixels,
-        };
-        let data = self.data.get(..bytes).filter(|data| !data.is_empty());
-        let data = data.ok_or_else(|| DecodeError::Damaged("too few bytes".to_owned()))?;
-        let rgb = match self.format {
-            PixelFormat::Rgb => data.to_vec(),
-            PixelFormat::Grey => data.iter().flat_map(|&grey| [grey; 3]).collect(),
-        };
-        Ok(Photo::new(self.width, self.height, rgb))
-    }
-}
-
-impl std::fmt::Debug for Raw {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Raw({:?}, {} x {})", self.format, self.width, self.height)
     }
 }
 
