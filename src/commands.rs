@@ -174,7 +174,7 @@ pub(crate) fn check(config: &Config) -> Result<()> {
     verified.map_err(|error| config.wrong("model.set", path, error))?;
     let source = &config.source;
     let path = source.directory.display();
-    Directory::open(&source.directory, source.afterwards, source.settle())
+    Directory::open(source, &config.outbox.ledger())
         .map_err(|error| config.wrong("source.directory", &path, error))?;
     config.mqtt_login()?;
     println!("ok: {} of {}, photos from {path}", chooser.word(), config.model.set.display());

@@ -113,8 +113,7 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     crate::logging::start(config.log.level.as_str());
     let set = model_set(&config)?;
     let chooser = configured_chooser(&config, &set)?;
-    let directory =
-        Directory::open(&config.source.directory, config.source.afterwards, config.source.settle());
+    let directory = Directory::open(&config.source, &config.outbox.ledger());
     let path = config.source.directory.display();
     let directory = directory.map_err(|error| config.wrong("source.directory", path, error))?;
     config.mqtt_login()?;
