@@ -19,7 +19,7 @@
 //! [`stats`] sums up how frames fared, and [`thermal`] how hot it got.
 //!
 //! Arrows point one way: values and decisions (`manifest`, `event`, `select`, `distribution`, `svg`),
-//! then one outside thing each (`config`, `preprocess`, `watch`, `logging`, `control`, `simulate`,
+//! then `config`, then one outside thing each (`preprocess`, `watch`, `logging`, `control`, `simulate`,
 //! `thermal`), then what is built on these (`source`, `model`, `stats`), then `pipeline`, then `publish` and `measure`, then
 //! `profile`, `lineup` and last `daemon`. The binary adds the commands; one of them is `demo`, which
 //! runs the daemon beside a small broker and a subscriber.

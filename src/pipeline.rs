@@ -14,7 +14,7 @@ use crate::config;
 use crate::event::{self, Class, Timings};
 use crate::manifest::{ModelSet, Preprocess};
 use crate::model::{Model, ModelError};
-use crate::preprocess::{self, DecodeError, Limits};
+use crate::preprocess::{self, DecodeError, Framing, Limits};
 use crate::source::Picture;
 
 /// Why there is no prediction for a photo.
@@ -86,16 +86,18 @@ impl Answer {
 pub struct Pipeline {
     labels: Vec<String>,
     rule: Preprocess,
+    framing: Framing,
     max_file: u64,
     limits: Limits,
 }
 
 impl Pipeline {
-    /// The pipeline for the variants of `set`, with the limits of `source`.
+    /// The pipeline for the variants of `set`, with the limits and the framing of `source`.
     pub fn new(set: &ModelSet, source: &config::Source) -> Self {
         Self {
             labels: set.labels.clone(),
             rule: set.manifest.preprocess.clone(),
+            framing: Framing::new(source),
             max_file: source.max_file(),
             limits: Limits::within(source.decode_memory()),
         }
@@ -147,7 +149,7 @@ impl Pipeline {
             };
             let decoded = Instant::now();
             let decode = decoded - start;
-            let input = preprocess::to_input(&photo, side(decode), &self.rule);
+            let input = self.framing.to_input(&photo, side(decode), &self.rule);
             Ok(Prepared { input, decode, preprocess: decoded.elapsed() })
         }));
         prepared.unwrap_or(Err(ClassifyError::Panicked))
