@@ -410,6 +410,11 @@ impl Outbox {
         self.max_mb << 20
     }
 
+    /// The file beside it that remembers which photos are done and stay in their folder.
+    pub fn ledger(&self) -> PathBuf {
+        self.directory.with_file_name("photos.done")
+    }
+
     /// The longest time after which predictions are brought to the disk, for [`Sync::Interval`].
     pub fn interval(&self) -> Duration {
         Duration::from_millis(self.sync_ms)

@@ -34,7 +34,10 @@ use crate::preprocess;
 use crate::profile::Profiles;
 use crate::publish::connection;
 use crate::publish::{Channels, Health, Notice, Publisher};
+#[cfg(feature = "camera")]
+use crate::source::camera::Camera;
 use crate::source::directory::Directory;
+use crate::source::stream::Stream;
 use crate::source::{Condition, Handoff, Picture, Source};
 use crate::stats::{self, Stats};
 use crate::thermal::Thermal;
@@ -124,14 +127,17 @@ pub fn configured_source(config: &Config) -> Result<Arc<dyn Source>, ConfigError
     match source.kind {
         SourceKind::Directory => {
             let path = source.directory.display();
-            let directory = Directory::open(&source.directory, source.afterwards, source.settle());
+            let directory = Directory::open(source, &config.outbox.ledger());
             Ok(Arc::new(directory.map_err(|error| config.wrong("source.directory", path, error))?))
         }
+        #[cfg(feature = "camera")]
+        SourceKind::Camera => Ok(Arc::new(Camera::new(source))),
+        #[cfg(not(feature = "camera"))]
         SourceKind::Camera => {
             let problem = "this vggd was built without cameras (cargo feature camera)";
             Err(config.wrong("source.kind", "camera", problem))
         }
-        SourceKind::Stream => todo!(),
+        SourceKind::Stream => Ok(Arc::new(Stream::new(source))),
     }
 }
 

@@ -20,10 +20,11 @@
 //! longer than a frame; [`homeassistant`] describes all of this to Home Assistant.
 //!
 //! Arrows point one way: values and decisions (`manifest`, `event`, `select`, `distribution`, `svg`),
-//! then one outside thing each (`config`, `preprocess`, `watch`, `logging`, `control`, `simulate`,
-//! `thermal`), then what is built on these (`source`, `model`, `stats`, `stable`, `homeassistant`), then
-//! `pipeline`, then `publish` and `measure`, then `profile`, `lineup` and last `daemon`. The binary adds
-//! the commands; one of them is `demo`, which runs the daemon beside a small broker and a subscriber.
+//! then `config`, then one outside thing each (`preprocess`, `watch`, `logging`, `control`, `simulate`,
+//! `thermal`), then what is built on these (`source`, `model`, `outbox`, `stats`, `stable`,
+//! `homeassistant`), then `pipeline`, then `publish` and `measure`, then `profile` and `compare`, `lineup`,
+//! `classify`, `board` and last `daemon`. The binary adds the commands; one of them is `demo`, which runs
+//! the daemon beside a small broker and a subscriber.
 
 pub mod config;
 pub mod manifest;

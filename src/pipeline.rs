@@ -14,7 +14,7 @@ use crate::config;
 use crate::event::{self, Class, Timings};
 use crate::manifest::{ModelSet, Preprocess};
 use crate::model::{Model, ModelError};
-use crate::preprocess::{self, DecodeError, Limits, Photo};
+use crate::preprocess::{self, DecodeError, Framing, Limits, Photo, Thumb};
 use crate::source::Picture;
 
 /// Why there is no prediction for a photo.
@@ -98,16 +98,18 @@ impl Answer {
 pub struct Pipeline {
     labels: Vec<String>,
     rule: Preprocess,
+    framing: Framing,
     max_file: u64,
     limits: Limits,
 }
 
 impl Pipeline {
-    /// The pipeline for the variants of `set`, with the limits of `source`.
+    /// The pipeline for the variants of `set`, with the limits and the framing of `source`.
     pub fn new(set: &ModelSet, source: &config::Source) -> Self {
         Self {
             labels: set.labels.clone(),
             rule: set.manifest.preprocess.clone(),
+            framing: Framing::new(source),
             max_file: source.max_file(),
             limits: Limits::within(source.decode_memory()),
         }
@@ -135,13 +137,13 @@ impl Pipeline {
     /// Makes a network's input of a photo, `side` x `side` pixels.
     pub fn prepare(&self, decoded: &Decoded, side: usize) -> Prepared {
         let start = Instant::now();
-        let input = preprocess::to_input(&decoded.photo, side, &self.rule);
+        let input = self.framing.to_input(&decoded.photo, side, &self.rule);
         Prepared { input, decode: decoded.took, preprocess: start.elapsed() }
     }
 
-    /// STUB
-    pub fn thumb(&self, _decoded: &Decoded) -> preprocess::Thumb {
-        preprocess::Thumb
+    /// A small picture of a photo, to compare it with others.
+    pub fn thumb(&self, decoded: &Decoded) -> Thumb {
+        Thumb::new(&decoded.photo, &self.framing, self.rule.resize)
     }
 
     /// Classifies a photo with the model that `choose` gives, when told how long decoding took; gives

@@ -1,18 +1,16 @@
-//! From the bytes of a photo to the network's input: [`decode`], then [`to_input`].
+//! From the bytes of a photo to the network's input: [`decode`], then [`Framing::to_input`].
 //!
-//! Owns image formats, the limits on what a photo may cost, and the framing that the network was
-//! trained with. Pure: it opens no file, reads no clock and knows nothing of variants or of where
+//! Owns image formats, the limits on what a photo may cost, and how it is framed. Pure: it opens no file, reads no clock and knows nothing of variants or of where
 //! photos come from.
 
 mod container;
 mod encode;
+mod framing;
 mod raw;
+mod thumb;
 
 use std::io::Cursor;
 
-use fast_image_resize::images::{TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
@@ -27,7 +25,9 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 use crate::manifest::Preprocess;
 use container::Format;
 pub use encode::{to_jpeg, to_png};
+pub use framing::Framing;
 pub use raw::{PixelFormat, Raw};
+pub use thumb::Thumb;
 
 /// What decoding one photo may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,15 +51,6 @@ impl Limits {
     /// The most bytes that [`decode`] holds at once beside its input.
     pub fn max_memory(&self) -> u64 {
         self.max_pixels.saturating_mul(Self::BYTES_PER_PIXEL).saturating_add(Self::BYTES_BESIDES)
-    }
-}
-
-/// STUB
-pub struct Thumb;
-impl Thumb {
-    /// STUB
-    pub fn difference(&self, _: &Self) -> f64 {
-        1.0
     }
 }
 
@@ -228,79 +219,9 @@ impl From<ImageError> for DecodeError {
     }
 }
 
-/// The network's input for `photo`: NCHW, 1 x 3 x `side` x `side`, RGB, normalised.
-///
-/// The rule is torchvision's for its ImageNet weights (`transforms.Resize`, `CenterCrop`,
-/// `ToTensor`, `Normalize` on a PIL image): the shorter side becomes `rule.resize * side`, the
-/// longer one keeps the ratio, truncated; bilinear with antialiasing as Pillow does it; the centre
-/// is cut out; (value / 255 - mean) / std for each channel.
-///
-/// Only what the crop shows is resized, so the shape of the photo does not matter for the cost.
+/// The network's input for `photo` as the network was trained: [`Framing::to_input`] of the default.
 pub fn to_input(photo: &Photo, side: usize, rule: &Preprocess) -> Vec<f32> {
-    let crop = resize_and_crop(photo, side, rule.resize);
-    let mut input = vec![0.0; 3 * side * side];
-    for (channel, plane) in input.chunks_exact_mut(side * side).enumerate() {
-        let (mean, std) = (rule.mean[channel], rule.std[channel]);
-        let values: [f32; 256] = std::array::from_fn(|value| (value as f32 / 255.0 - mean) / std);
-        for (output, pixel) in plane.iter_mut().zip(crop.pixels()) {
-            *output = values[usize::from(pixel.0[channel])];
-        }
-    }
-    input
-}
-
-/// `side` x `side` RGB pixels. Horizontal pass first, rounded to 8 bits between the passes, as
-/// Pillow does; fast_image_resize alone would do the vertical one first.
-fn resize_and_crop(photo: &Photo, side: usize, resize: f64) -> TypedImage<'static, U8x3> {
-    const FITS: &str = "the crop lies inside the photo";
-    let side = u32::try_from(side).expect("input sides are small");
-    let [x, y] = spans(photo.width, photo.height, side, resize);
-    let bilinear = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-    let mut resizer = Resizer::new();
-
-    let reach = (y.length / f64::from(side)).max(1.0);
-    let first = (y.start - reach).floor().max(0.0) as u32;
-    let last = ((y.start + y.length + reach).ceil() as u32).min(photo.height);
-    let rows = last - first;
-    let row_bytes = photo.width as usize * 3;
-    let source = &photo.rgb[first as usize * row_bytes..last as usize * row_bytes];
-    let source = TypedImageRef::from_buffer(photo.width, rows, source).expect(FITS);
-    let mut narrow = TypedImage::<U8x3>::new(side, rows);
-    let options = bilinear.crop(x.start, 0.0, x.length, rows.into());
-    resizer.resize_typed(&source, &mut narrow, &options).expect(FITS);
-
-    let mut output = TypedImage::new(side, side);
-    let options = bilinear.crop(0.0, y.start - f64::from(first), side.into(), y.length);
-    resizer.resize_typed(&narrow, &mut output, &options).expect(FITS);
-    output
-}
-
-/// A stretch of one axis, in the photo's pixels.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Span {
-    start: f64,
-    length: f64,
-}
-
-/// The part of the photo that the crop shows, horizontally and vertically.
-fn spans(width: u32, height: u32, side: u32, resize: f64) -> [Span; 2] {
-    let (resized_width, resized_height) = resized(width, height, side, resize);
-    [(width, resized_width), (height, resized_height)].map(|(size, resized)| {
-        let (size, side, resized) = (f64::from(size), f64::from(side), resized as f64);
-        let offset = ((resized - side) / 2.0).round_ties_even();
-        let start = offset * size / resized;
-        let length = (side * size / resized).min(size - start);
-        Span { start, length }
-    })
-}
-
-/// Width and height before the crop (torchvision, `_compute_resized_output_size`). A rule below 1
-/// counts as 1: there is no padding.
-fn resized(width: u32, height: u32, side: u32, resize: f64) -> (u64, u64) {
-    let short = ((f64::from(side) * resize).round_ties_even() as u64).max(side.into());
-    let (shorter, longer) = (width.min(height), width.max(height));
-    let long = short * u64::from(longer) / u64::from(shorter);
-    if width <= height { (short, long) } else { (long, short) }
+    Framing::default().to_input(photo, side, rule)
 }
 
 #[cfg(test)]
@@ -308,75 +229,6 @@ mod tests {
     use super::*;
 
     const LIMITS: Limits = Limits { max_pixels: 1 << 20 };
-
-    #[test]
-    fn sizes_before_the_crop_are_torchvisions() {
-        let check = |width, height, side, expected| {
-            let found = resized(width, height, side, Preprocess::default().resize);
-            assert_eq!(found, expected, "{width} x {height} for {side}");
-        };
-        check(256, 256, 224, (256, 256));
-        check(100, 80, 224, (320, 256));
-        check(500, 333, 224, (384, 256));
-        check(333, 500, 224, (256, 384));
-        check(640, 481, 224, (340, 256));
-        check(4000, 3000, 224, (341, 256));
-        check(4000, 3000, 160, (244, 183));
-        check(1, 1, 160, (183, 183));
-        check(10_000, 2, 224, (1_280_000, 256));
-        check(u32::MAX, 1, 224, (256 * u64::from(u32::MAX), 256));
-    }
-
-    #[test]
-    fn crop_offsets_round_half_to_even() {
-        let check = |size, side, offset| {
-            let [x, _] = spans(size, side, side, 1.0);
-            assert_eq!((x.start, x.length), (offset, f64::from(side)), "{size}");
-        };
-        check(225, 224, 0.0);
-        check(226, 224, 1.0);
-        check(227, 224, 2.0);
-        check(229, 224, 2.0);
-        check(231, 224, 4.0);
-    }
-
-    #[test]
-    fn input_is_planar_rgb_and_normalised() {
-        let mut rgb = vec![0; 3 * 256 * 256];
-        for (index, pixel) in rgb.chunks_exact_mut(3).enumerate() {
-            pixel.copy_from_slice(&[(index % 256) as u8, (index / 256) as u8, 7]);
-        }
-        let rule = Preprocess::default();
-        let input = to_input(&Photo::new(256, 256, rgb), 224, &rule);
-        assert_eq!(input.len(), 3 * 224 * 224);
-        for (index, value) in input.iter().enumerate() {
-            let (channel, y, x) = (index / (224 * 224), index / 224 % 224, index % 224);
-            let pixel = [x + 16, y + 16, 7][channel] as f32;
-            let expected = (pixel / 255.0 - rule.mean[channel]) / rule.std[channel];
-            assert_eq!(*value, expected, "channel {channel}, row {y}, column {x}");
-        }
-    }
-
-    #[test]
-    fn any_shape_of_photo_gives_an_input() {
-        let rule = Preprocess { resize: 256.0 / 224.0, mean: [0.0; 3], std: [1.0; 3] };
-        let check = |width: u32, height: u32, side: usize| {
-            let rgb = [51, 102, 204].repeat((width * height) as usize);
-            let input = to_input(&Photo::new(width, height, rgb), side, &rule);
-            for (plane, expected) in input.chunks_exact(side * side).zip([0.2, 0.4, 0.8]) {
-                let same = plane.iter().all(|value| *value == expected);
-                assert!(same, "{width} x {height} for {side}");
-            }
-        };
-        check(1, 1, 224);
-        check(1, 2, 160);
-        check(3, 1, 1);
-        check(10_000, 2, 224);
-        check(2, 10_000, 160);
-        check(100_000, 1, 224);
-        check(1, 100_000, 224);
-        check(223, 225, 224);
-    }
 
     /// Four blocks of 8 x 8: red, green / blue, white.
     fn quarters() -> RgbImage {

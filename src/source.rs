@@ -97,7 +97,7 @@ pub trait Source: Send + Sync {
     ///
     /// # Errors
     /// When a photo cannot be moved or removed. It stays where it is, and is not given again before it
-    /// changes or the daemon starts anew.
+    /// changes.
     fn finish(&self, _frame: &Frame) -> io::Result<()> {
         Ok(())
     }

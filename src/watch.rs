@@ -40,6 +40,12 @@ pub fn folder(
             Ok(event) => event,
             Err(error) => return hear(Change::Missed(error.to_string())),
         };
+        let itself = event.paths.first() == Some(&parent);
+        if itself
+            && matches!(event.kind, EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)))
+        {
+            return hear(Change::Missed("the folder was removed or renamed".to_owned()));
+        }
         let kind = match event.kind {
             EventKind::Access(AccessKind::Close(AccessMode::Write))
             | EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Change::Complete,

@@ -1,6 +1,6 @@
-"""The witness for tests/preprocess.rs: torchvision's rule, computed with Pillow.
+"""The witness for tests/preprocess.rs: torchvision's rule and other framings, computed with Pillow.
 
-usage: preprocess.py DIRECTORY SIDE...
+usage: preprocess.py DIRECTORY ROTATE REGION FIT SIDE...
 
 Makes more kinds of photo from DIRECTORY/photo-*.png, then writes for each photo in DIRECTORY and
 each SIDE the network's input, NCHW float32, to PHOTO.SIDE.f32 beside it.
@@ -30,12 +30,38 @@ def center_crop(image, side):
     return image.crop((left, top, left + side, top + side))
 
 
-def network_input(path, side):
+def turn(image, rotate):
+    """Clockwise; Pillow counts the other way round."""
+    turns = {90: Image.Transpose.ROTATE_270, 180: Image.Transpose.ROTATE_180,
+             270: Image.Transpose.ROTATE_90}
+    return image.transpose(turns[rotate]) if rotate else image
+
+
+def cut(image, region):
+    left, top, width, height = map(float, (region or "0 0 1 1").split())
+    box = (left * image.width, top * image.height,
+           (left + width) * image.width, (top + height) * image.height)
+    return image.crop(tuple(map(round, box)))
+
+
+def square(image, fit, side):
+    """The pixels, and where they are not the bars of a letterbox."""
+    if fit == "crop":
+        return center_crop(resize(image, round(256 / 224 * side)), side), 1
+    if fit == "squash":
+        return image.resize((side, side), Image.Resampling.BILINEAR), 1
+    shown = Image.new("L", image.size, 255)
+    image, shown = (ImageOps.pad(x, (side, side), Image.Resampling.BILINEAR)
+                    for x in (image, shown))
+    return image, np.asarray(shown, np.float32)[..., None] / 255
+
+
+def network_input(path, rotate, region, fit, side):
     with Image.open(path) as image:
         image = ImageOps.exif_transpose(image).convert("RGB")
-    image = center_crop(resize(image, round(256 / 224 * side)), side)
+    image, shown = square(cut(turn(image, rotate), region), fit, side)
     x = np.asarray(image, np.float32) / np.float32(255)
-    return ((x - MEAN) / STD).transpose(2, 0, 1)
+    return ((x - MEAN) / STD * shown).astype(np.float32).transpose(2, 0, 1)
 
 
 def derive(path):
@@ -65,12 +91,12 @@ def derive(path):
 
 
 def main():
-    directory = pathlib.Path(sys.argv[1])
+    directory, rotate, region, fit = pathlib.Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:5]
     for path in sorted(directory.glob("photo-*.png")):
         derive(path)
     for path in sorted(directory.iterdir()):
-        for side in map(int, sys.argv[2:]):
-            network_input(path, side).tofile(f"{path}.{side}.f32")
+        for side in map(int, sys.argv[5:]):
+            network_input(path, rotate, region, fit, side).tofile(f"{path}.{side}.f32")
 
 
 main()

@@ -1,5 +1,5 @@
-//! Preprocessing against a witness: torchvision's rule as Pillow computes it (`preprocess.py`), and
-//! what a photo may cost in memory.
+//! Preprocessing against a witness: torchvision's rule and other framings as Pillow computes them
+//! (`preprocess.py`), and what a photo may cost in memory.
 
 mod common;
 
@@ -9,8 +9,9 @@ use std::process::Command;
 
 use common::witness::{python, reference, reference_photos};
 use image::{ImageFormat, Rgb, RgbImage};
+use vggd::config::Config;
 use vggd::manifest::Preprocess;
-use vggd::preprocess::{DecodeError, Limits, decode, to_input};
+use vggd::preprocess::{DecodeError, Framing, Limits, decode};
 
 /// What the witness imports.
 const MODULES: &str = "numpy, PIL";
@@ -33,7 +34,29 @@ fn input_equals_torchvisions() {
         let path = format!("plain-{width}x{height}.png");
         photo(width, height).save(folder.path().join(path)).unwrap();
     }
-    compare(&python, folder.path());
+    compare(&python, folder.path(), (0, "", "crop"));
+}
+
+#[test]
+fn framed_input_equals_pillows() {
+    let Some(python) = python(MODULES) else { return };
+    let framings = [
+        (0, "", "squash"),
+        (0, "", "letterbox"),
+        (90, "", "letterbox"),
+        (90, "0.1 0.25 0.6 0.7", "crop"),
+        (180, "0.25 0 0.5 1", "letterbox"),
+        (270, "0.5 0.333 0.5 0.667", "squash"),
+    ];
+    for framing in framings {
+        let folder = tempfile::tempdir().unwrap();
+        let sizes = [(100, 80), (101, 77), (640, 481), (1023, 767), (333, 500), (3999, 23)];
+        for (width, height) in sizes {
+            let path = format!("plain-{width}x{height}.png");
+            photo(width, height).save(folder.path().join(path)).unwrap();
+        }
+        compare(&python, folder.path(), framing);
+    }
 }
 
 #[test]
@@ -45,13 +68,23 @@ fn input_of_real_photos_equals_torchvisions() {
             fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
         }
     }
-    compare(&python, folder.path());
+    compare(&python, folder.path(), (0, "", "crop"));
 }
 
-fn compare(python: &Path, folder: &Path) {
+/// The framing that the configuration gives.
+fn framing((rotate, region, fit): (u16, &str, &str)) -> Framing {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = format!("[source]\nrotate = {rotate}\nregion = '{region}'\nfit = '{fit}'\n");
+    fs::write(&file, text).unwrap();
+    Framing::new(&Config::load(Some(file.path())).unwrap().source)
+}
+
+fn compare(python: &Path, folder: &Path, how: (u16, &str, &str)) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/preprocess.py");
-    let witness = Command::new(python).arg(script).arg(folder).args(["224", "160"]).status();
-    assert!(witness.unwrap().success(), "{python:?} tests/preprocess.py");
+    let mut command = Command::new(python);
+    command.arg(script).arg(folder).args([&how.0.to_string(), how.1, how.2, "224", "160"]);
+    assert!(command.status().unwrap().success(), "{python:?} tests/preprocess.py");
+    let framing = framing(how);
 
     let rule = Preprocess::default();
     let (mut worst_lossless, mut worst_lossy, mut count) = (0.0f64, 0.0f64, 0);
@@ -65,7 +98,7 @@ fn compare(python: &Path, folder: &Path) {
         let photo = decode(&fs::read(&path).unwrap(), &LIMITS);
         let photo = photo.unwrap_or_else(|error| panic!("{name}: {error}"));
         for side in [224, 160] {
-            let found = to_input(&photo, side, &rule);
+            let found = framing.to_input(&photo, side, &rule);
             let expected = fs::read(folder.join(format!("{name}.{side}.f32"))).unwrap();
             let expected = expected.as_chunks::<4>().0.iter();
             assert_eq!(found.len(), expected.len(), "{name}");
@@ -78,7 +111,7 @@ fn compare(python: &Path, folder: &Path) {
                 sum += difference;
             }
             let mean = sum / found.len() as f64;
-            println!("{name} at {side}: max {max:.3}, mean {mean:.4} of 255");
+            println!("{name} at {side}, {how:?}: max {max:.3}, mean {mean:.4} of 255");
             let lossy = name.ends_with(".jpg") || name.contains("lossy");
             if lossy {
                 worst_lossy = worst_lossy.max(mean);
@@ -86,7 +119,7 @@ fn compare(python: &Path, folder: &Path) {
                 worst_lossless = worst_lossless.max(max);
             }
             if if lossy { mean > 0.5 } else { max > 1.001 } {
-                wrong.push(format!("{name} at {side}: max {max:.3}, mean {mean:.4}"));
+                wrong.push(format!("{name} at {side}, {how:?}: max {max:.3}, mean {mean:.4}"));
             }
             count += 1;
         }

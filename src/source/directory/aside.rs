@@ -1,0 +1,116 @@
+//! A photo's way out of the folder: into another one, under a name that is free there and not too
+//! long. It knows nothing of why.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+/// The most bytes of a file's name.
+const LONGEST: usize = 255;
+
+/// An extension longer than this is none.
+const LONGEST_EXTENSION: usize = 16;
+
+/// Moves `photo`, the link itself if it is one, into `folder`, which is made if it is missing, and
+/// gives its new path. What is there under its name is kept: the photo gets a number. A name that
+/// cannot take the number, or `beside` after it, is cut; that name with `beside` is free too.
+///
+/// # Errors
+/// When the system does not allow it, or `folder` is on another file system.
+pub(super) fn move_into(folder: &Path, photo: &Path, beside: &str) -> io::Result<PathBuf> {
+    fs::create_dir_all(folder)?;
+    let name = photo.file_name().expect("a photo has a name");
+    let target = |number| folder.join(numbered(name, number, beside.len()));
+    let taken = |number| {
+        let target: PathBuf = target(number);
+        let exists = |path: &Path| path.symlink_metadata().is_ok();
+        exists(&target) || !beside.is_empty() && exists(&with(&target, beside))
+    };
+    let target = target(first_free(taken));
+    fs::rename(photo, &target)?;
+    Ok(target)
+}
+
+/// `path` with `ending` after its name.
+pub(super) fn with(path: &Path, ending: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(ending);
+    path.into()
+}
+
+/// The first free number if those that are taken have no gaps, else one of the free ones, asking few
+/// times either way.
+fn first_free(taken: impl Fn(u64) -> bool) -> u64 {
+    if !taken(0) {
+        return 0;
+    }
+    let (mut low, mut high) = (0, 1);
+    while taken(high) {
+        (low, high) = (high, 2 * high);
+    }
+    while high - low > 1 {
+        let middle = low.midpoint(high);
+        match taken(middle) {
+            true => low = middle,
+            false => high = middle,
+        }
+    }
+    high
+}
+
+/// `name` with `number` before its extension unless that is 0, cut to leave room for `spare` bytes.
+fn numbered(name: &OsStr, number: u64, spare: usize) -> OsString {
+    let (stem, extension) = match Path::new(name).extension() {
+        Some(extension) if extension.len() <= LONGEST_EXTENSION => {
+            (name.len() - extension.len() - 1, extension.len() + 1)
+        }
+        _ => (name.len(), 0),
+    };
+    let number = match number {
+        0 => String::new(),
+        number => format!("-{number}"),
+    };
+    let bytes = name.as_bytes();
+    let mut end = stem.min(LONGEST - extension - number.len() - spare);
+    while end < stem && end > 1 && bytes[end] & 0xc0 == 0x80 {
+        end -= 1;
+    }
+    OsString::from_vec([&bytes[..end], number.as_bytes(), &bytes[stem..]].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_numbered_and_cut() {
+        let check = |name: &str, number, spare, expected: &str| {
+            assert_eq!(numbered(name.as_ref(), number, spare), expected, "{name}");
+        };
+        check("door.jpg", 0, 4, "door.jpg");
+        check("door.jpg", 12, 4, "door-12.jpg");
+        check("door", 1, 0, "door-1");
+        check("door.", 1, 0, "door-1.");
+        let long = "x".repeat(251);
+        check(&format!("{long}.jpg"), 0, 0, &format!("{long}.jpg"));
+        check(&format!("{long}.jpg"), 0, 4, &format!("{}.jpg", &long[..247]));
+        check(&format!("{long}.jpg"), 10, 4, &format!("{}-10.jpg", &long[..244]));
+        check(&format!("a.{}", &long[2..]), 1, 4, &format!("a.{}-1", &long[..247]));
+        let umlauts = "ä".repeat(125);
+        check(&format!("{umlauts}.jpg"), 0, 4, &format!("{}.jpg", &umlauts[..246]));
+    }
+
+    #[test]
+    fn a_free_number_is_found_in_few_steps() {
+        for used in [0, 1, 2, 3, 4, 100, 1 << 40] {
+            let steps = std::cell::Cell::new(0);
+            let taken = |number| {
+                steps.set(steps.get() + 1);
+                number < used
+            };
+            assert_eq!(first_free(taken), used);
+            assert!(steps.get() < 90, "{} steps for {used}", steps.get());
+        }
+    }
+}
