@@ -4,20 +4,22 @@
 //! The parts, in the order in which a frame meets them:
 //!
 //! 1. [`config`] says what to run, [`manifest`] which variants there are.
-//! 2. [`source`] finds a photo, or takes a picture off a camera or a command, and hands it over.
-//! 3. [`pipeline`] makes one prediction of one photo: [`preprocess`] decodes it, [`lineup`] gives the
-//!    variant for it, [`preprocess`] resizes it for that, [`model`] runs it, and what comes out is
-//!    written down in [`event`].
-//! 4. [`publish`] sends it until the broker acknowledges it; then the source lets the photo go.
+//! 2. [`source`] finds a frame, in a folder, a camera or a stream, and hands it over.
+//! 3. [`classify`] takes it, when pauses and the pace allow, through the [`pipeline`]: [`preprocess`]
+//!    decodes it, [`lineup`] gives the variant for it, [`preprocess`] frames it for that, [`model`] runs
+//!    it, and what comes out is written down in [`event`].
+//! 4. [`outbox`] keeps the prediction on disk; then the source lets the frame go.
+//! 5. [`publish`] sends it until the broker acknowledges it; then the outbox lets it go.
 //!
 //! [`lineup`] keeps variants in memory and lets [`select`] choose among them, by what [`profile`] has
 //! found them to cost and by how long frames take. [`daemon`] starts, connects, reloads and stops all
-//! of these, and carries out the orders of [`control`]. [`measure`] runs the same pipeline to compare
-//! variants, [`simulate`] shows what choosing does without any model, and [`watch`] tells the source
-//! and the daemon what happens in a folder.
+//! of these, and carries out the orders of [`control`]. What holds at the moment stands on the [`board`],
+//! for the retained topics: what may be ordered, what [`stable`] has seen for longer than a frame, and how
+//! [`homeassistant`] shows all of this. [`stats`] sums up how frames fared, [`thermal`] how hot it got.
 //!
-//! [`stats`] sums up how frames fared, [`thermal`] how hot it got, and [`stable`] what was seen for
-//! longer than a frame; [`homeassistant`] describes all of this to Home Assistant.
+//! [`compare`] lets every variant answer for one picture, each through [`measure`], which runs the same
+//! pipeline in a process of its own; [`simulate`] shows what choosing does without any model, and
+//! [`watch`] tells the source and the daemon what happens in a folder.
 //!
 //! Arrows point one way: values and decisions (`manifest`, `event`, `select`, `distribution`, `svg`),
 //! then `config`, then one outside thing each (`preprocess`, `watch`, `logging`, `control`, `simulate`,

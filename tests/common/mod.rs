@@ -156,8 +156,13 @@ impl Broker {
     }
 
     pub fn stop(&mut self) {
+        self.end("TERM");
+    }
+
+    /// Sends a signal and waits for the end.
+    pub fn end(&mut self, name: &str) {
         if let Some(mut child) = self.child.take() {
-            signal(&child, "TERM");
+            signal(&child, name);
             child.wait().unwrap();
         }
     }
