@@ -203,6 +203,24 @@ fn renewed_certificates_are_taken_over_without_a_restart() {
     assert!(!daemon.log().contains(" ERROR "), "{}", daemon.log());
 }
 
+#[test]
+fn a_certificate_that_went_away_is_named_by_its_key() {
+    let own = Authority::new("own");
+    own.certify("broker", "127.0.0.1", 4096);
+    let mut broker = Broker::with(&own.listener("broker"));
+    let witness = broker.subscribe();
+    let mut daemon = Daemon::new(&broker);
+    daemon.configure_mqtt(&own.trusted());
+    daemon.start();
+    assert_eq!(witness.next("status").payload, "online");
+    fs::remove_file(own.path("ca.pem")).unwrap();
+    broker.stop();
+    until("it is named", || {
+        let log = daemon.log();
+        log.lines().any(|line| line.contains(" ERROR ") && line.contains("mqtt.ca_file = '"))
+    });
+}
+
 /// A broker that knows the user `vggd` by the password `secret`.
 fn with_passwords() -> (TempDir, Broker) {
     let folder = tempfile::tempdir().unwrap();
