@@ -98,7 +98,7 @@ fn check_daemon(daemon: &mut Daemon, broker: &Broker, fate: &Fate) {
             let told = |text: &str| {
                 let log = daemon.log();
                 log.lines()
-                    .filter(|line| line.contains("photos wait") && line.contains(text))
+                    .filter(|line| line.contains("predictions wait") && line.contains(text))
                     .count()
             };
             until(words, || {
