@@ -132,7 +132,7 @@ mod tests {
     fn what_is_no_record_is_passed_over() {
         let (_folder, path) = three();
         let mut bytes = fs::read(&path).unwrap();
-        bytes.extend(b"\0\0\0\xff\n+00000000000003\n00000000000000004\n\n0000000000000005");
+        bytes.extend(b"\n\0\0\0\xff\n+00000000000003\n00000000000000004\n\n0000000000000005");
         fs::write(&path, bytes).unwrap();
         assert_eq!(known(&path), [0, 1, 2, 5]);
     }
