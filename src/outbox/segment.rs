@@ -250,8 +250,9 @@ impl Found {
             let (offset, length) = (offset as u32, length as u32);
             found.segment.entries.push(Entry { number: frame.number, offset, length });
             found.segment.ids.extend(hash(frame.id).map(|id| (id, frame.kind)));
-            let next = &mut found.sequences[frame.kind as usize];
-            *next = (*next).max(frame.sequence + 1);
+            for (known, next) in found.sequences.iter_mut().zip(frame.next_sequences()) {
+                *known = (*known).max(next);
+            }
         }
         if whole {
             found.tail = Some(file.metadata()?.len().saturating_sub(found.segment.length));
@@ -281,7 +282,7 @@ pub(super) fn record(bytes: &[u8]) -> Option<Record> {
     Some(Record {
         number: frame.number,
         kind: frame.kind,
-        sequence: frame.sequence,
+        sequence: frame.sequence(),
         id: frame.id.to_owned(),
         payload: frame.payload.to_owned(),
         replayed: false,

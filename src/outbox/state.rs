@@ -158,10 +158,10 @@ impl State {
         id: &str,
         payload: impl FnOnce(u64) -> Vec<u8>,
     ) -> u64 {
-        let (number, sequence) = (self.mark.next, self.mark.sequences[kind as usize]);
-        let payload = payload(sequence);
-        self.mark.sequences[kind as usize] += 1;
-        let frame = Frame { number, sequence, kind, id, payload: &payload };
+        let (number, sequences) = (self.mark.next, self.mark.sequences);
+        let payload = payload(sequences[kind as usize]);
+        let frame = Frame { number, sequences, kind, id, payload: &payload };
+        self.mark.sequences = frame.next_sequences();
         let Some(bytes) = frame.encode() else {
             self.mark.dropped += 1;
             let bytes = payload.len();
@@ -324,8 +324,9 @@ impl State {
         let opened = self.opened;
         let replayed = |record: Record| Record { replayed: record.number < opened, ..record };
         loop {
-            let index = self.segments.partition_point(|segment| segment.last() <= after);
-            let Some(segment) = self.segments.get_mut(index) else {
+            let from = self.segments.partition_point(|segment| segment.last() <= after);
+            let mut newer = self.segments.range_mut(from..);
+            let Some(segment) = newer.find(|segment| segment.count_after(after) > 0) else {
                 let index = self.held.partition_point(|record| record.number <= after);
                 let record = segment::record(&self.held.get(index)?.bytes);
                 return Some(record.expect("it was written right"));
@@ -496,7 +497,7 @@ impl Reckoning {
         let mut lost = 0..0;
         let torn = all_found.last().map_or(0, |found| found.torn);
         mark.next = mark.next.max(seen + 1);
-        let mut unexplained = seen + 1;
+        let (mut stored, mut unexplained) = (seen, seen + 1);
         if let Some(cursor) = cursor {
             mark.raise(&cursor);
             // If records are missing that it knows, those before may not be what it spoke of.
@@ -505,10 +506,14 @@ impl Reckoning {
             }
             gaps.push(seen + 1..cursor.stored + 1);
             lost = cursor.first.max(seen + 1)..cursor.next;
+            stored = stored.max(cursor.stored);
             unexplained = unexplained.max(cursor.next);
         }
         let end = mark.next.max(seen + torn + 1);
-        gaps.push(unexplained..end);
+        if unexplained < end {
+            gaps.push(unexplained..end);
+            stored = end - 1;
+        }
 
         let done = mark.done;
         let count = |range: &Range<u64>| range.end.saturating_sub(range.start.max(done + 1));
@@ -517,7 +522,7 @@ impl Reckoning {
         // Nobody knows of which kind those were that seem to have begun.
         let sequences = mark.sequences.map(|sequence| sequence + (end - mark.next));
         let dropped = mark.dropped + lost;
-        let mark = Mark { first: end, stored: end - 1, next: end, sequences, done, dropped };
+        let mark = Mark { first: end, stored, next: end, sequences, done, dropped };
         Self { mark, damaged, lost }
     }
 }
