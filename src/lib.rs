@@ -9,6 +9,7 @@
 //!    variant for it, [`preprocess`] resizes it for that, [`model`] runs it, and what comes out is
 //!    written down in [`event`].
 //! 4. [`publish`] sends it until the broker acknowledges it; then the source lets the photo go.
+//!    [`outbox`] is a queue on disk, for predictions that must not be lost meanwhile.
 //!
 //! [`lineup`] keeps variants in memory and lets [`select`] choose among them, by what [`profile`] has
 //! found them to cost and by how long frames take. [`daemon`] starts, connects, reloads and stops all
@@ -20,9 +21,9 @@
 //!
 //! Arrows point one way: values and decisions (`manifest`, `event`, `select`, `distribution`, `svg`),
 //! then one outside thing each (`config`, `preprocess`, `watch`, `logging`, `control`, `simulate`,
-//! `thermal`), then what is built on these (`source`, `model`, `stats`), then `pipeline`, then `publish` and `measure`, then
-//! `profile`, `lineup` and last `daemon`. The binary adds the commands; one of them is `demo`, which
-//! runs the daemon beside a small broker and a subscriber.
+//! `thermal`), then what is built on these (`source`, `model`, `stats`, `outbox`), then `pipeline`, then
+//! `publish` and `measure`, then `profile`, `lineup` and last `daemon`. The binary adds the commands; one
+//! of them is `demo`, which runs the daemon beside a small broker and a subscriber.
 
 pub mod config;
 pub mod manifest;

@@ -275,10 +275,8 @@ impl State {
     /// Deletes oldest segments in which all is done with.
     fn clear(&mut self) {
         let mut doomed = Vec::new();
-        while self.segments.len() > STAYING
-            && let Some(segment) = self.segments.pop_front_if(|s| s.last() <= self.mark.done)
-        {
-            doomed.push(segment);
+        while self.segments.len() > STAYING && self.segments[0].last() <= self.mark.done {
+            doomed.extend(self.segments.pop_front());
         }
         self.delete(&doomed);
     }
@@ -524,5 +522,41 @@ impl Reckoning {
         let dropped = mark.dropped + lost;
         let mark = Mark { first: end, stored, next: end, sequences, done, dropped };
         Self { mark, damaged, lost }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn append(state: &mut State) -> u64 {
+        state.append(Kind::Prediction, "", |sequence| vec![sequence as u8])
+    }
+
+    #[test]
+    fn what_could_not_be_synchronised_is_not_safe_though_a_later_try_succeeds() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().to_owned();
+        let sync = config::Sync::Interval;
+        let settings = Settings { directory, max_bytes: 1 << 20, sync };
+        let mut state = State::open(settings).unwrap();
+        let numbers: [u64; 2] = std::array::from_fn(|_| append(&mut state));
+        let unsynced = state.unsynced().unwrap();
+        let during = append(&mut state);
+        state.synced(unsynced.upto, Err(io::Error::from_raw_os_error(5)));
+        assert!(state.status().trouble.unwrap().contains("os error 5"));
+        assert!(!numbers.iter().any(|number| state.settled(*number)));
+
+        let after = append(&mut state);
+        assert_eq!(state.segments.len(), 2, "a file that failed is written to");
+        let unsynced = state.unsynced().unwrap();
+        assert_eq!(unsynced.files.len(), 2);
+        state.synced(unsynced.upto, unsynced.sync());
+        assert_eq!(state.status().trouble, None);
+        let settled = [numbers[0], numbers[1], during, after].map(|number| state.settled(number));
+        assert_eq!(settled, [false, false, true, true]);
+        assert!(state.unsynced().is_none());
+        state.acknowledge(numbers[1]);
+        assert!(state.settled(numbers[0]) && state.settled(numbers[1]));
     }
 }
