@@ -71,6 +71,8 @@ struct Model {
     sequences: [u64; 2],
     dropped: u64,
     damaged: bool,
+    /// Whether segments were damaged since the last append: only the cursor may know numbers then.
+    bare: bool,
 }
 
 impl Model {
@@ -90,6 +92,7 @@ impl Model {
             sequences: [0; 2],
             dropped: 0,
             damaged: false,
+            bare: false,
         }
     }
 
@@ -121,7 +124,7 @@ impl Model {
                 self.outbox().flush();
                 assert!(self.last == 0 || self.outbox().settled(self.last));
             }
-            Step::Reopen => self.reopen(&[]),
+            Step::Reopen => self.reopen(&[], false),
             Step::Cut(index) => {
                 self.outbox = None;
                 if let Some(newest) = segments(self.folder.path()).pop() {
@@ -130,7 +133,8 @@ impl Model {
                     let harmed = self.harmed(&newest, |_, end| end > at);
                     cut(&newest, at);
                     self.damaged |= at < length;
-                    self.reopen(&harmed);
+                    self.reopen(&harmed, false);
+                    self.bare = true;
                 }
             }
             Step::Flip(file, at) => {
@@ -138,24 +142,26 @@ impl Model {
                 let mut files = segments(self.folder.path());
                 files.push(cursor(self.folder.path()));
                 let file = file.get(&files);
+                let on_cursor = *file == cursor(self.folder.path());
                 let length = fs::metadata(file).unwrap().len() as usize;
                 if length > 0 {
                     let at = at.index(length) as u64;
                     let harmed = self.harmed(file, |start, end| (start..end).contains(&at));
                     flip(file, at as i64);
                     self.damaged = true;
-                    self.reopen(&harmed);
+                    self.reopen(&harmed, on_cursor);
+                    self.bare |= !on_cursor;
                 }
             }
             Step::NoCursor => {
                 self.outbox = None;
                 fs::remove_file(cursor(self.folder.path())).unwrap();
                 self.damaged = true;
-                self.reopen(&[]);
+                self.reopen(&[], true);
             }
         }
         if self.outbox.is_none() {
-            self.reopen(&[]);
+            self.reopen(&[], false);
         }
         let status = self.outbox().status();
         assert_eq!(status.trouble, None);
@@ -164,6 +170,7 @@ impl Model {
 
     fn append(&mut self, failure: bool, length: usize) {
         self.appended += 1;
+        self.bare = false;
         let kind = if failure { Kind::Failure } else { Kind::Prediction };
         let (id, payload) = (format!("id{}", self.appended), payload(self.appended, length));
         let mut sequence = 0;
@@ -214,7 +221,7 @@ impl Model {
     }
 
     /// Opens it anew; what is `harmed` must be gone, and all else be there.
-    fn reopen(&mut self, harmed: &[u64]) {
+    fn reopen(&mut self, harmed: &[u64], cursor_lost: bool) {
         self.outbox = None;
         self.outbox = Some(open(self.folder.path(), self.max_bytes));
         let status = self.outbox().status();
@@ -239,6 +246,10 @@ impl Model {
             assert_eq!(numbers, all);
         }
         if self.damaged {
+            if cursor_lost && self.bare {
+                self.ever.retain(|number, _| numbers.contains(number));
+                self.acknowledged = 0;
+            }
             // What was cut off without a trace may be given again, but nothing else.
             self.last = self.acknowledged.max(numbers.last().copied().unwrap_or(0));
             let given = |kind| {
