@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::format::{Frame, LARGEST, MARK, Scan};
+use super::format::{Frame, LARGEST, MARK, Mark, Scan};
 use super::{Kind, Record};
 
 /// The largest a segment becomes, unless a single record is larger.
@@ -200,7 +200,7 @@ impl Segment {
 pub(super) struct Found {
     pub(super) segment: Segment,
     /// What it begins with, if that is whole.
-    pub(super) mark: Option<super::format::Mark>,
+    pub(super) mark: Option<Mark>,
     /// Numbers of records that are missing, in front of others.
     pub(super) gaps: Vec<Range<u64>>,
     /// The sequences that follow those of its records, by [`Kind`].

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::folder::Folder;
-use super::format::{Frame, Mark};
+use super::format::{Frame, LIMIT, MARK, Mark};
 use super::segment::{self, BLOCK, Encoded, Found, LARGEST_SEGMENT, Segment, Unreadable};
 use super::{Kind, OutboxError, Record, Settings, Status};
 use crate::config;
@@ -91,7 +91,7 @@ impl State {
         let firsts = folder.segments().map_err(failed)?;
         let mut all_found = Vec::new();
         for (index, first) in firsts.iter().enumerate() {
-            let end = firsts.get(index + 1).copied().unwrap_or(super::format::LIMIT);
+            let end = firsts.get(index + 1).copied().unwrap_or(LIMIT);
             all_found.push(Found::read(folder.path(), *first..end, hash).map_err(failed)?);
         }
         let Reckoning { mark, damaged, lost } = Reckoning::of(&all_found, folder.cursor());
@@ -102,11 +102,12 @@ impl State {
             true => cursor.sync_all(),
             false => Ok(()),
         });
-        if let Err(error) = &kept
-            && error.kind() == io::ErrorKind::PermissionDenied
-        {
-            return Err(failed(kept.unwrap_err()));
-        }
+        let kept = match kept {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(failed(error));
+            }
+            kept => kept,
+        };
         let mut synced = Ok(());
         for found in &all_found {
             let result = found.cut().and_then(|()| match durable {
@@ -218,7 +219,8 @@ impl State {
     /// Begins a segment.
     fn begin(&mut self, record: &Encoded) -> io::Result<()> {
         self.seal();
-        self.make_room(limit_of(record).max(self.segment_size()));
+        let least = (MARK + record.bytes.len()) as u64;
+        self.make_room(self.segment_size().max(least));
         let mark = self.mark.encode();
         let segment = Segment::create(self.folder()?.path(), &mark, record)?;
         self.segments.push_back(segment);
@@ -453,10 +455,6 @@ impl State {
             _ => {}
         }
     }
-}
-
-fn limit_of(record: &Encoded) -> u64 {
-    (super::format::MARK + record.bytes.len()) as u64
 }
 
 /// Nothing for an empty id, which many records may have.
