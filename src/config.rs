@@ -648,7 +648,7 @@ impl Config {
         let named = !outbox.directory.as_os_str().is_empty();
         check(named, "outbox.directory", &directory, "names no folder")?;
         let most = outbox.max_mb;
-        check((1..=1 << 20).contains(&most), "outbox.max_mb", &most, "must be from 1 to 1048576")?;
+        check((1..=4096).contains(&most), "outbox.max_mb", &most, "must be from 1 to 4096")?;
         let interval = outbox.sync_ms;
         let sane = (1..=3_600_000).contains(&interval);
         check(sane, "outbox.sync_ms", &interval, "must be from 1 to 3600000")?;

@@ -15,8 +15,8 @@
 //! - Numbers rise by one, through all segments and in memory. Where some are missing within a segment,
 //!   or before one that was made with a mark that knew them, records were damaged. Where one is dropped
 //!   from memory, a new segment begins, whose mark says so.
-//! - No number or sequence is given twice, as long as cursor and newest segment are not both lost, or
-//!   cut back by a power cut to before what was given.
+//! - No number or sequence is given twice, unless newest segment and cursor are both lost before another
+//!   record is appended, or a power cut takes both back to before it was given.
 //! - On disk are the older records, in memory the newer ones, which the disk has refused.
 //!
 //! Who deletes: segments go whole, from the oldest on; when all in them is acknowledged and two newer
@@ -118,13 +118,13 @@ pub struct Status {
 #[derive(Debug, Error)]
 pub enum OutboxError {
     /// Two must not share it: stop the other one, or name another folder.
-    #[error("another vggd uses {}, stop it or set another outbox.directory", folder.display())]
+    #[error("another vggd uses it; stop that one, or name another folder")]
     InUse {
         /// The folder.
         folder: PathBuf,
     },
     /// It cannot be made, listed or written to: see to its permissions.
-    #[error("{}: {error}", folder.display())]
+    #[error("{error}")]
     Folder {
         /// The folder.
         folder: PathBuf,

@@ -78,3 +78,11 @@ impl Folder {
         Ok(file)
     }
 }
+
+impl Drop for Folder {
+    /// Closing alone would leave it locked for as long as a process that is just being started has
+    /// not closed it too.
+    fn drop(&mut self) {
+        self.handle.unlock().ok();
+    }
+}

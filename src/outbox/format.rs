@@ -22,14 +22,16 @@
 //!  4  4  length of what follows the checksum, at most LARGEST
 //!  8  4  CRC-32 of length and what follows the checksum
 //! 12  8  number
-//! 20  8  sequence
-//! 28  1  kind: 0 prediction, 1 failure
-//! 29  2  length of the id
-//! 31     id, UTF-8
+//! 20  8  sequence that the next prediction gets, this one if it is one
+//! 28  8  the same of failures
+//! 36  1  kind: 0 prediction, 1 failure
+//! 37  2  length of the id
+//! 39     id, UTF-8
 //!        payload
 //! ```
 //!
-//! Numbers and sequences begin at 1.
+//! Numbers and sequences begin at 1. Every record has both sequences, so that the one that comes after
+//! damaged ones tells how far they got.
 
 use std::ops::Range;
 
@@ -47,7 +49,7 @@ pub(super) const LIMIT: u64 = 1 << 62;
 const MAGIC: &[u8; 8] = b"vggd-ob1";
 const MARKER: &[u8; 4] = b"\xffrec";
 const FRAME: usize = 12;
-const FIXED: usize = 19;
+const FIXED: usize = 27;
 
 /// How things stand, see above.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,7 +113,8 @@ impl Mark {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Frame<'a> {
     pub(super) number: u64,
-    pub(super) sequence: u64,
+    /// Those that are next before it, by [`Kind`].
+    pub(super) sequences: [u64; 2],
     pub(super) kind: Kind,
     pub(super) id: &'a str,
     pub(super) payload: &'a [u8],
@@ -127,7 +130,9 @@ impl<'a> Frame<'a> {
         bytes.extend((length as u32).to_le_bytes());
         bytes.extend([0; 4]);
         bytes.extend(self.number.to_le_bytes());
-        bytes.extend(self.sequence.to_le_bytes());
+        for sequence in self.sequences {
+            bytes.extend(sequence.to_le_bytes());
+        }
         bytes.push(self.kind as u8);
         bytes.extend(id.to_le_bytes());
         bytes.extend(self.id.as_bytes());
@@ -135,6 +140,18 @@ impl<'a> Frame<'a> {
         let sum = checksum(&bytes);
         bytes[8..FRAME].copy_from_slice(&sum.to_le_bytes());
         Some(bytes)
+    }
+
+    /// Its own sequence.
+    pub(super) fn sequence(&self) -> u64 {
+        self.sequences[self.kind as usize]
+    }
+
+    /// The sequences that are next after it.
+    pub(super) fn next_sequences(&self) -> [u64; 2] {
+        let mut next = self.sequences;
+        next[self.kind as usize] += 1;
+        next
     }
 
     /// The record at the beginning of `bytes`, with its length there.
@@ -150,16 +167,16 @@ impl<'a> Frame<'a> {
         if u32_at(bytes, 8)? != checksum(bytes) {
             return None;
         }
-        let kind = match bytes.get(28)? {
+        let kind = match bytes.get(36)? {
             0 => Kind::Prediction,
             1 => Kind::Failure,
             _ => return None,
         };
-        let id = u16::from_le_bytes(bytes.get(29..31)?.try_into().ok()?);
+        let id = u16::from_le_bytes(bytes.get(37..39)?.try_into().ok()?);
         let (id, payload) = bytes.get(FRAME + FIXED..)?.split_at_checked(id.into())?;
         let frame = Self {
             number: u64_at(bytes, 12)?,
-            sequence: u64_at(bytes, 20)?,
+            sequences: [u64_at(bytes, 20)?, u64_at(bytes, 28)?],
             kind,
             id: std::str::from_utf8(id).ok()?,
             payload,
@@ -190,7 +207,8 @@ impl<'a> Scan<'a> {
         let (mut at, mut least) = (end, numbers.start);
         while at < bytes.len() {
             let frame = Frame::decode(&bytes[at..]).filter(|(frame, _)| {
-                (least..numbers.end).contains(&frame.number) && (1..LIMIT).contains(&frame.sequence)
+                (least..numbers.end).contains(&frame.number)
+                    && frame.sequences.iter().all(|sequence| (1..LIMIT).contains(sequence))
             });
             match frame {
                 Some((frame, length)) => {
@@ -237,8 +255,8 @@ mod tests {
     use super::*;
 
     fn frame(number: u64, payload: &[u8]) -> Vec<u8> {
-        let kind = Kind::Failure;
-        Frame { number, sequence: number, kind, id: "photo", payload }.encode().unwrap()
+        let (sequences, kind) = ([8, number], Kind::Failure);
+        Frame { number, sequences, kind, id: "photo", payload }.encode().unwrap()
     }
 
     #[test]
@@ -253,8 +271,8 @@ mod tests {
         let bytes = frame(7, b"{}");
         assert_eq!(&bytes[..4], b"\xffrec");
         assert_eq!(u32_at(&bytes, 4), Some(bytes.len() as u32 - 12));
-        assert_eq!((bytes[12], bytes[20], bytes[28], bytes[29]), (7, 7, 1, 5));
-        assert_eq!(&bytes[31..], b"photo{}");
+        assert_eq!([12, 20, 28, 36, 37].map(|at| bytes[at]), [7, 8, 7, 1, 5]);
+        assert_eq!(&bytes[39..], b"photo{}");
     }
 
     #[test]
@@ -307,8 +325,10 @@ mod tests {
     #[test]
     fn what_is_too_large_is_not_written() {
         let payload = vec![0; LARGEST - FIXED];
-        let frame =
-            |id, payload| Frame { number: 1, sequence: 1, kind: Kind::Failure, id, payload };
+        let frame = |id, payload| {
+            let kind = Kind::Failure;
+            Frame { number: 1, sequences: [1, 1], kind, id, payload }
+        };
         let bytes = frame("", &payload).encode().unwrap();
         assert_eq!(Frame::decode(&bytes).unwrap().1, bytes.len());
         assert_eq!(frame("x", &payload).encode(), None);

@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::format::{Frame, LARGEST, MARK, Scan};
+use super::format::{Frame, LARGEST, MARK, Mark, Scan};
 use super::{Kind, Record};
 
 /// The largest a segment becomes, unless a single record is larger.
@@ -200,7 +200,7 @@ impl Segment {
 pub(super) struct Found {
     pub(super) segment: Segment,
     /// What it begins with, if that is whole.
-    pub(super) mark: Option<super::format::Mark>,
+    pub(super) mark: Option<Mark>,
     /// Numbers of records that are missing, in front of others.
     pub(super) gaps: Vec<Range<u64>>,
     /// The sequences that follow those of its records, by [`Kind`].
@@ -250,8 +250,9 @@ impl Found {
             let (offset, length) = (offset as u32, length as u32);
             found.segment.entries.push(Entry { number: frame.number, offset, length });
             found.segment.ids.extend(hash(frame.id).map(|id| (id, frame.kind)));
-            let next = &mut found.sequences[frame.kind as usize];
-            *next = (*next).max(frame.sequence + 1);
+            for (known, next) in found.sequences.iter_mut().zip(frame.next_sequences()) {
+                *known = (*known).max(next);
+            }
         }
         if whole {
             found.tail = Some(file.metadata()?.len().saturating_sub(found.segment.length));
@@ -281,7 +282,7 @@ pub(super) fn record(bytes: &[u8]) -> Option<Record> {
     Some(Record {
         number: frame.number,
         kind: frame.kind,
-        sequence: frame.sequence,
+        sequence: frame.sequence(),
         id: frame.id.to_owned(),
         payload: frame.payload.to_owned(),
         replayed: false,

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::folder::Folder;
-use super::format::{Frame, Mark};
+use super::format::{Frame, LIMIT, MARK, Mark};
 use super::segment::{self, BLOCK, Encoded, Found, LARGEST_SEGMENT, Segment, Unreadable};
 use super::{Kind, OutboxError, Record, Settings, Status};
 use crate::config;
@@ -91,7 +91,7 @@ impl State {
         let firsts = folder.segments().map_err(failed)?;
         let mut all_found = Vec::new();
         for (index, first) in firsts.iter().enumerate() {
-            let end = firsts.get(index + 1).copied().unwrap_or(super::format::LIMIT);
+            let end = firsts.get(index + 1).copied().unwrap_or(LIMIT);
             all_found.push(Found::read(folder.path(), *first..end, hash).map_err(failed)?);
         }
         let Reckoning { mark, damaged, lost } = Reckoning::of(&all_found, folder.cursor());
@@ -102,11 +102,12 @@ impl State {
             true => cursor.sync_all(),
             false => Ok(()),
         });
-        if let Err(error) = &kept
-            && error.kind() == io::ErrorKind::PermissionDenied
-        {
-            return Err(failed(kept.unwrap_err()));
-        }
+        let kept = match kept {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(failed(error));
+            }
+            kept => kept,
+        };
         let mut synced = Ok(());
         for found in &all_found {
             let result = found.cut().and_then(|()| match durable {
@@ -158,10 +159,10 @@ impl State {
         id: &str,
         payload: impl FnOnce(u64) -> Vec<u8>,
     ) -> u64 {
-        let (number, sequence) = (self.mark.next, self.mark.sequences[kind as usize]);
-        let payload = payload(sequence);
-        self.mark.sequences[kind as usize] += 1;
-        let frame = Frame { number, sequence, kind, id, payload: &payload };
+        let (number, sequences) = (self.mark.next, self.mark.sequences);
+        let payload = payload(sequences[kind as usize]);
+        let frame = Frame { number, sequences, kind, id, payload: &payload };
+        self.mark.sequences = frame.next_sequences();
         let Some(bytes) = frame.encode() else {
             self.mark.dropped += 1;
             let bytes = payload.len();
@@ -218,7 +219,8 @@ impl State {
     /// Begins a segment.
     fn begin(&mut self, record: &Encoded) -> io::Result<()> {
         self.seal();
-        self.make_room(limit_of(record).max(self.segment_size()));
+        let least = (MARK + record.bytes.len()) as u64;
+        self.make_room(self.segment_size().max(least));
         let mark = self.mark.encode();
         let segment = Segment::create(self.folder()?.path(), &mark, record)?;
         self.segments.push_back(segment);
@@ -275,10 +277,8 @@ impl State {
     /// Deletes oldest segments in which all is done with.
     fn clear(&mut self) {
         let mut doomed = Vec::new();
-        while self.segments.len() > STAYING
-            && let Some(segment) = self.segments.pop_front_if(|s| s.last() <= self.mark.done)
-        {
-            doomed.push(segment);
+        while self.segments.len() > STAYING && self.segments[0].last() <= self.mark.done {
+            doomed.extend(self.segments.pop_front());
         }
         self.delete(&doomed);
     }
@@ -324,8 +324,9 @@ impl State {
         let opened = self.opened;
         let replayed = |record: Record| Record { replayed: record.number < opened, ..record };
         loop {
-            let index = self.segments.partition_point(|segment| segment.last() <= after);
-            let Some(segment) = self.segments.get_mut(index) else {
+            let from = self.segments.partition_point(|segment| segment.last() <= after);
+            let mut newer = self.segments.range_mut(from..);
+            let Some(segment) = newer.find(|segment| segment.count_after(after) > 0) else {
                 let index = self.held.partition_point(|record| record.number <= after);
                 let record = segment::record(&self.held.get(index)?.bytes);
                 return Some(record.expect("it was written right"));
@@ -456,10 +457,6 @@ impl State {
     }
 }
 
-fn limit_of(record: &Encoded) -> u64 {
-    (super::format::MARK + record.bytes.len()) as u64
-}
-
 /// Nothing for an empty id, which many records may have.
 fn hash(hasher: &RandomState, id: &str) -> Option<u64> {
     (!id.is_empty()).then(|| hasher.hash_one(id))
@@ -496,7 +493,7 @@ impl Reckoning {
         let mut lost = 0..0;
         let torn = all_found.last().map_or(0, |found| found.torn);
         mark.next = mark.next.max(seen + 1);
-        let mut unexplained = seen + 1;
+        let (mut stored, mut unexplained) = (seen, seen + 1);
         if let Some(cursor) = cursor {
             mark.raise(&cursor);
             // If records are missing that it knows, those before may not be what it spoke of.
@@ -505,10 +502,14 @@ impl Reckoning {
             }
             gaps.push(seen + 1..cursor.stored + 1);
             lost = cursor.first.max(seen + 1)..cursor.next;
+            stored = stored.max(cursor.stored);
             unexplained = unexplained.max(cursor.next);
         }
         let end = mark.next.max(seen + torn + 1);
-        gaps.push(unexplained..end);
+        if unexplained < end {
+            gaps.push(unexplained..end);
+            stored = end - 1;
+        }
 
         let done = mark.done;
         let count = |range: &Range<u64>| range.end.saturating_sub(range.start.max(done + 1));
@@ -517,7 +518,43 @@ impl Reckoning {
         // Nobody knows of which kind those were that seem to have begun.
         let sequences = mark.sequences.map(|sequence| sequence + (end - mark.next));
         let dropped = mark.dropped + lost;
-        let mark = Mark { first: end, stored: end - 1, next: end, sequences, done, dropped };
+        let mark = Mark { first: end, stored, next: end, sequences, done, dropped };
         Self { mark, damaged, lost }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn append(state: &mut State) -> u64 {
+        state.append(Kind::Prediction, "", |sequence| vec![sequence as u8])
+    }
+
+    #[test]
+    fn what_could_not_be_synchronised_is_not_safe_though_a_later_try_succeeds() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().to_owned();
+        let sync = config::Sync::Interval;
+        let settings = Settings { directory, max_bytes: 1 << 20, sync };
+        let mut state = State::open(settings).unwrap();
+        let numbers: [u64; 2] = std::array::from_fn(|_| append(&mut state));
+        let unsynced = state.unsynced().unwrap();
+        let during = append(&mut state);
+        state.synced(unsynced.upto, Err(io::Error::from_raw_os_error(5)));
+        assert!(state.status().trouble.unwrap().contains("os error 5"));
+        assert!(!numbers.iter().any(|number| state.settled(*number)));
+
+        let after = append(&mut state);
+        assert_eq!(state.segments.len(), 2, "a file that failed is written to");
+        let unsynced = state.unsynced().unwrap();
+        assert_eq!(unsynced.files.len(), 2);
+        state.synced(unsynced.upto, unsynced.sync());
+        assert_eq!(state.status().trouble, None);
+        let settled = [numbers[0], numbers[1], during, after].map(|number| state.settled(number));
+        assert_eq!(settled, [false, false, true, true]);
+        assert!(state.unsynced().is_none());
+        state.acknowledge(numbers[1]);
+        assert!(state.settled(numbers[0]) && state.settled(numbers[1]));
     }
 }

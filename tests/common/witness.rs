@@ -45,7 +45,7 @@ pub fn reference_photos(reference: &Path, folder: &str, step: usize) -> Vec<Path
 }
 
 /// Past the test harness, which hides what a passing test prints.
-fn not_run(reason: &str) {
+pub fn not_run(reason: &str) {
     let mut stderr = std::io::stderr();
     writeln!(stderr, "NOT RUN: {reason}").unwrap();
 }
