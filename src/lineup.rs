@@ -17,7 +17,7 @@ use crate::select::{Choice, Profile, Selector};
 /// A variant that `auto` has not chosen for this long is dropped from memory.
 const IDLE: Duration = Duration::from_secs(600);
 
-/// How long a model that cannot be loaded is left alone.
+/// How long a model is left alone that cannot be loaded, or had to make room for another one.
 const SPURNED: Duration = Duration::from_secs(60);
 
 /// Variants of one set, shared by the threads that classify, load and take orders.
@@ -54,7 +54,7 @@ struct Inner {
 #[derive(Clone, Default)]
 struct Place {
     model: Option<Arc<Model>>,
-    /// When it was last chosen, or could not be loaded.
+    /// When it was last chosen, could not be loaded, or had to go.
     since: Option<Instant>,
 }
 
@@ -222,7 +222,9 @@ impl Lineup {
     pub fn keep_loaded(&self) {
         let mut inner = self.lock();
         while !inner.stopping {
-            if let Some(index) = inner.wanted.take() {
+            // It may have been wanted again while it was loaded.
+            let wanted = inner.wanted.take();
+            if let Some(index) = wanted.filter(|&index| inner.places[index].model.is_none()) {
                 self.make_room(&mut inner, index);
                 drop(inner);
                 if let Err(error) = self.load(index) {
@@ -284,7 +286,7 @@ impl Lineup {
             if sum + peak <= limit {
                 return;
             }
-            inner.places[oldest].model = None;
+            inner.places[oldest] = Place { model: None, since: Some(Instant::now()) };
         }
     }
 }

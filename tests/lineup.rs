@@ -36,10 +36,17 @@ fn chosen(lineup: &Lineup, spent: u64) -> String {
 
 /// Does `check` while a thread loads what is wanted.
 fn loading(lineup: &Lineup, check: impl FnOnce()) {
+    /// Ends the thread even if the check fails.
+    struct Stop<'a>(&'a Lineup);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.stop();
+        }
+    }
     std::thread::scope(|scope| {
+        let _stop = Stop(lineup);
         scope.spawn(|| lineup.keep_loaded());
         check();
-        lineup.stop();
     });
 }
 

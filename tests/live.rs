@@ -1,0 +1,151 @@
+//! Frames of a stream through the whole daemon: what is seen steadily, pictures, Home Assistant, and a
+//! source that fails.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Broker, Daemon, jpeg, until};
+use vggd::preprocess::{Limits, decode};
+
+/// A daemon that reads a stream: `command`, in whose folder lie `0.jpg` to `3.jpg`.
+fn streaming(broker: &Broker, command: &str, more: &str) -> Daemon {
+    let daemon = Daemon::new(broker);
+    let folder = daemon.incoming();
+    for number in 0..4 {
+        fs::write(folder.join(format!("{number}.jpg")), jpeg(number)).unwrap();
+    }
+    let command = format!("cd {}; {command}", folder.display());
+    daemon.replace(
+        "[source]\ndirectory = 'incoming'\n",
+        &format!("[source]\nkind = 'stream'\ncommand = '{command}'\ntimeout_s = 2\n"),
+    );
+    let text = fs::read_to_string(daemon.config()).unwrap();
+    fs::write(daemon.config(), format!("{text}{more}")).unwrap();
+    daemon
+}
+
+/// Writes `0.jpg` again and again.
+const STEADY: &str = "while cat 0.jpg; do sleep 0.02; done";
+
+#[test]
+fn a_steady_stream_gives_a_steady_state() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = streaming(&broker, STEADY, "[state]\nmin_confidence = 0.0\nin_a_row = 4\n");
+    daemon.start();
+    let first = witness.next("state").json();
+    assert_eq!(
+        (&first["label"], &first["source"]["kind"]),
+        (&"null".parse().unwrap(), &"stream".into())
+    );
+    let mut last = None;
+    for sequence in 1..=4 {
+        let prediction = witness.next("prediction").json();
+        assert_eq!(
+            (&prediction["sequence"], &prediction["source"]),
+            (&sequence.into(), &"stream".into())
+        );
+        assert!(prediction["file"].is_null());
+        last = Some(prediction);
+    }
+    let last = last.unwrap();
+    let mut state = first;
+    until("something is seen steadily", || {
+        state = witness.next("state").json();
+        state["label"].is_string()
+    });
+    assert_eq!((&state["label"], &state["variant"]), (&last["top"][0]["label"], &last["variant"]));
+    assert_eq!(state["source"]["working"], true);
+    assert!(state["since"].as_str() <= state["last_seen"].as_str());
+}
+
+#[test]
+fn a_picture_is_shown_when_it_is_asked_for() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = streaming(&broker, STEADY, "[state]\nimage = 'demand'\nimage_kb = 8\n");
+    daemon.start();
+    witness.predictions(2);
+    assert!(witness.rest("image").is_empty());
+    broker.publish("vggd/test/snapshot/set", "", &[]);
+    let image = witness.next("image");
+    assert!(!image.retained && image.bytes.len() <= 8 << 10, "{} bytes", image.bytes.len());
+    let photo = decode(&image.bytes, &Limits::within(1 << 24)).unwrap();
+    assert!((photo.width() * 3).abs_diff(photo.height() * 4) <= 4, "{photo:?}");
+}
+
+#[test]
+fn a_stream_that_ends_is_told_and_started_again() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    // The first time it ends after a picture; the second time it goes on.
+    let command = format!("cat 1.jpg; if [ -e again ]; then {STEADY}; fi; touch again; exit 3");
+    let mut daemon = streaming(&broker, &command, "");
+    daemon.start();
+    let mut said = Vec::new();
+    until("it works, fails and works again", || {
+        let message = witness.next_of(&["error", "state"]).json();
+        match message["source"]["working"].as_bool() {
+            Some(working) => said.push(working.to_string()),
+            None => said.push(message["kind"].as_str().unwrap().to_owned()),
+        }
+        said.dedup();
+        said.ends_with(&["true".to_owned()]) && said.iter().any(|word| word == "source")
+    });
+    witness.predictions(3);
+}
+
+#[test]
+fn frames_that_hardly_differ_are_passed_over() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let command = "while :; do cat 0.jpg; sleep 0.02; done & sleep 2; kill $!; while cat 1.jpg; do sleep 0.02; done";
+    let mut daemon = streaming(&broker, command, "");
+    daemon.replace("[source]\n", "[source]\nmin_change = 0.01\n");
+    daemon.configure_mqtt("stats_s = 1\n");
+    daemon.start();
+    let predictions = witness.predictions(2);
+    assert_ne!(predictions[0]["top"], predictions[1]["top"]);
+    until("frames were passed over", || {
+        witness.next("stats").json()["skipped"].as_u64().unwrap() > 5
+    });
+    assert!(witness.rest("prediction").is_empty());
+}
+
+#[test]
+fn home_assistant_learns_of_the_device_again_when_it_starts() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = Daemon::new(&broker);
+    daemon.configure_mqtt("discovery = 'homeassistant'\n");
+    daemon.start();
+    let device = witness.next("config");
+    assert_eq!(device.topic, "homeassistant/device/vggd-test/config");
+    let components = &device.json()["components"];
+    let options = components["variant"]["options"].as_array().unwrap().clone();
+    assert_eq!(options, ["baseline", "quantized", "scaled"]);
+    broker.publish("homeassistant/status", "online", &[]);
+    assert_eq!(witness.next("config").payload, device.payload);
+    assert!(daemon.end("TERM").success());
+
+    // Switched off, it is forgotten.
+    daemon.replace("discovery = 'homeassistant'\n", "");
+    daemon.start();
+    assert_eq!(witness.next("config").payload, "");
+}
+
+#[test]
+fn a_command_goes_with_the_daemon() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = streaming(&broker, "echo $$ > pid; while cat 0.jpg; do sleep 0.02; done", "");
+    daemon.start();
+    witness.next("prediction");
+    let pid = fs::read_to_string(daemon.incoming().join("pid")).unwrap();
+    let process = Path::new("/proc").join(pid.trim());
+    assert!(process.exists());
+    assert!(daemon.end("TERM").success());
+    until("the command is gone", || !process.exists());
+}
