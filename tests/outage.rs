@@ -4,11 +4,14 @@
 mod common;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs;
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use common::witness::not_run;
 use common::{Broker, Daemon, jpeg, packet, until};
 use serde_json::Value;
 
@@ -153,4 +156,55 @@ fn killed_brokers_and_daemons_lose_nothing() {
     assert!(unique.iter().cloned().eq(dropped), "{unique:?}");
     // A photo whose prediction was on disk is not classified again after a crash.
     assert_eq!(files.len(), unique.len());
+}
+
+/// Lets the daemon's clock be set while it runs, where Debian's faketime is installed.
+fn settable_clock(daemon: &mut Daemon) -> Option<PathBuf> {
+    let library = ["x86_64", "aarch64"]
+        .map(|machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketimeMT.so.1"))
+        .into_iter()
+        .find(|path| Path::new(path).exists());
+    let Some(library) = library else {
+        not_run("the clock cannot be set: install faketime");
+        return None;
+    };
+    let clock = daemon.config().with_file_name("clock");
+    fs::write(&clock, "+0\n").unwrap();
+    daemon.set("LD_PRELOAD", Path::new(&library));
+    daemon.set("FAKETIME_TIMESTAMP_FILE", &clock);
+    daemon.set("FAKETIME_NO_CACHE", Path::new("1"));
+    daemon.set("FAKETIME_DONT_FAKE_MONOTONIC", Path::new("1"));
+    Some(clock)
+}
+
+#[test]
+fn a_clock_that_is_set_back_an_hour_changes_nothing() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = Daemon::new(&broker);
+    daemon.configure_mqtt("stats_s = 1\n");
+    let Some(clock) = settable_clock(&mut daemon) else { return };
+    daemon.start();
+    let mut before = String::new();
+    for (step, offset) in ["+0", "-1h", "+1h", "-1h"].into_iter().enumerate() {
+        fs::write(&clock, format!("{offset}\n")).unwrap();
+        for number in 0..3 {
+            daemon.drop_photo(&format!("{step}-{number}.jpg"), &jpeg(number));
+            let prediction = witness.next("prediction").json();
+            assert_eq!(prediction["file"], format!("{step}-{number}.jpg"));
+            assert_eq!(prediction["sequence"], step as u64 * 3 + u64::from(number) + 1);
+            assert!(prediction["timings_ms"]["total"].as_f64().unwrap() < 60_000.0);
+        }
+        let stats = witness.next("stats").json();
+        let now = stats["at"].as_str().unwrap().to_owned();
+        assert_eq!(now < before, offset == "-1h", "{now} after {before}");
+        before = now;
+        // What was settled before is not done again.
+        if step == 2 {
+            assert!(daemon.end("KILL").code().is_none());
+            daemon.start();
+        }
+    }
+    until("all photos are done", || daemon.list("done").len() == 12);
+    assert!(witness.rest("prediction").is_empty());
 }
