@@ -254,8 +254,8 @@ fn decode_jpeg(
         | Orientation::Rotate270FlipH => spare((size.1, size.0)),
         _ => spare(size),
     };
-    let fits =
-        |scale: &u32| f64::from(*scale) <= spare && size.0 % scale == 0 && size.1 % scale == 0;
+    let divides = |scale: u32| size.0.is_multiple_of(scale) && size.1.is_multiple_of(scale);
+    let fits = |scale: &u32| f64::from(*scale) <= spare && divides(*scale);
     let scale = reduced::SCALES.into_iter().find(fits);
     if let Some(image) = scale.and_then(|scale| reduced::decode(bytes, scale)) {
         return Ok((image, orientation));
