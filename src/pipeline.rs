@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::config;
 use crate::event::{self, Class, Timings};
-use crate::manifest::{ModelSet, Preprocess, Variant};
+use crate::manifest::{ModelSet, Preprocess};
 use crate::model::{Model, ModelError};
 use crate::preprocess::{self, DecodeError, Framing, Limits};
 use crate::source::Picture;
@@ -87,8 +87,6 @@ pub struct Pipeline {
     labels: Vec<String>,
     rule: Preprocess,
     framing: Framing,
-    /// The largest input that a variant has.
-    side: usize,
     max_file: u64,
     limits: Limits,
 }
@@ -100,7 +98,6 @@ impl Pipeline {
             labels: set.labels.clone(),
             rule: set.manifest.preprocess.clone(),
             framing: Framing::new(source),
-            side: set.manifest.variants.iter().map(Variant::side).max().unwrap_or_default(),
             max_file: source.max_file(),
             limits: Limits::within(source.decode_memory()),
         }
@@ -145,12 +142,9 @@ impl Pipeline {
         };
         // A photo is whatever a stranger puts there; it must not take the daemon with it.
         let prepared = catch_unwind(AssertUnwindSafe(|| {
-            let decode = |bytes: &[u8]| {
-                preprocess::decode_for(bytes, &self.limits, &self.framing, self.side, &self.rule)
-            };
             let photo = match picture {
-                Picture::File(_) => decode(&read)?,
-                Picture::Encoded(bytes) => decode(bytes)?,
+                Picture::File(_) => preprocess::decode(&read, &self.limits)?,
+                Picture::Encoded(bytes) => preprocess::decode(bytes, &self.limits)?,
                 Picture::Raw(raw) => raw.decode()?,
             };
             let decoded = Instant::now();
