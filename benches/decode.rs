@@ -8,7 +8,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use image::codecs::jpeg::JpegEncoder;
 use image::{Rgb, RgbImage};
 use vggd::manifest::Preprocess;
-use vggd::preprocess::{Framing, Limits, Thumb, decode, decode_for, to_input};
+use vggd::preprocess::{Framing, Limits, Thumb, decode, to_input};
 
 const SIDE: usize = 224;
 
@@ -54,13 +54,6 @@ fn steps(criterion: &mut Criterion) {
         criterion.bench_function(&name("decode and to_input"), |bencher| {
             bencher.iter(|| {
                 let photo = decode(black_box(&bytes), &limits).unwrap();
-                to_input(&photo, SIDE, &rule)
-            });
-        });
-        criterion.bench_function(&name("decode_for and to_input"), |bencher| {
-            bencher.iter(|| {
-                let framing = Framing::default();
-                let photo = decode_for(black_box(&bytes), &limits, &framing, SIDE, &rule).unwrap();
                 to_input(&photo, SIDE, &rule)
             });
         });

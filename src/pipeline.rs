@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::config;
 use crate::event::{self, Class, Timings};
-use crate::manifest::{ModelSet, Preprocess, Variant};
+use crate::manifest::{ModelSet, Preprocess};
 use crate::model::{Model, ModelError};
 use crate::preprocess::{self, DecodeError, Framing, Limits, Photo, Thumb};
 use crate::source::Picture;
@@ -99,8 +99,6 @@ pub struct Pipeline {
     labels: Vec<String>,
     rule: Preprocess,
     framing: Framing,
-    /// The largest input that a variant has.
-    side: usize,
     max_file: u64,
     limits: Limits,
 }
@@ -112,7 +110,6 @@ impl Pipeline {
             labels: set.labels.clone(),
             rule: set.manifest.preprocess.clone(),
             framing: Framing::new(source),
-            side: set.manifest.variants.iter().map(Variant::side).max().unwrap_or_default(),
             max_file: source.max_file(),
             limits: Limits::within(source.decode_memory()),
         }
@@ -130,9 +127,7 @@ impl Pipeline {
         // A photo is whatever a stranger puts there; it must not take the daemon with it.
         let photo = catch_unwind(|| match &*picture {
             Picture::File(_) => unreachable!("it was read"),
-            Picture::Encoded(bytes) => {
-                preprocess::decode_for(bytes, &self.limits, &self.framing, self.side, &self.rule)
-            }
+            Picture::Encoded(bytes) => preprocess::decode(bytes, &self.limits),
             Picture::Raw(raw) => raw.decode(),
         });
         let photo = photo.map_err(|_| ClassifyError::Panicked)??;

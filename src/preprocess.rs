@@ -7,7 +7,6 @@ mod container;
 mod encode;
 mod framing;
 mod raw;
-mod reduced;
 mod thumb;
 
 use std::io::Cursor;
@@ -136,31 +135,6 @@ impl std::fmt::Debug for Photo {
 /// # Errors
 /// [`DecodeError`]; it never holds more than [`Limits::max_memory`].
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Photo, DecodeError> {
-    decode_sparing(bytes, limits, &|_| 1.0)
-}
-
-/// As [`decode`], but an ordinary JPEG that has pixels to spare becomes a photo of a quarter or an
-/// eighth of its size, in less than half the time: as long as an input of `side` x `side` pixels, framed
-/// like this, need not be enlarged, and without a remainder. What is refused is the same.
-///
-/// # Errors
-/// As for [`decode`].
-pub fn decode_for(
-    bytes: &[u8],
-    limits: &Limits,
-    framing: &Framing,
-    side: usize,
-    rule: &Preprocess,
-) -> Result<Photo, DecodeError> {
-    decode_sparing(bytes, limits, &|size| framing.spare(size, side, rule.resize))
-}
-
-/// `spare` says of how many pixels in a row an upright photo of that size may lose all but one.
-fn decode_sparing(
-    bytes: &[u8],
-    limits: &Limits,
-    spare: &dyn Fn((u32, u32)) -> f64,
-) -> Result<Photo, DecodeError> {
     let format = Format::of(bytes)?;
     let (width, height) = format.dimensions(bytes)?;
     if u64::from(width) * u64::from(height) > limits.max_pixels {
@@ -169,7 +143,7 @@ fn decode_sparing(
     format.check_whole(bytes)?;
 
     let (image, orientation) = match format {
-        Format::Jpeg => decode_jpeg(bytes, (width, height), spare)?,
+        Format::Jpeg => decode_jpeg(bytes, (width, height))?,
         Format::Png => {
             let mut allowed = image::Limits::no_limits();
             allowed.max_alloc = Some(limits.max_memory());
@@ -186,11 +160,7 @@ fn decode_sparing(
 
 /// By zune-jpeg itself: crate image uses it too, but in its lenient mode, which fills what cannot
 /// be read with grey.
-fn decode_jpeg(
-    bytes: &[u8],
-    size: (u32, u32),
-    spare: &dyn Fn((u32, u32)) -> f64,
-) -> Result<(RgbImage, Orientation), DecodeError> {
+fn decode_jpeg(bytes: &[u8], size: (u32, u32)) -> Result<(RgbImage, Orientation), DecodeError> {
     let options = DecoderOptions::default()
         .set_strict_mode(true)
         .set_max_width(usize::from(u16::MAX))
@@ -201,22 +171,9 @@ fn decode_jpeg(
     let found = decoder.info().map(|info| (info.width, info.height));
     check_size(found.map(|(width, height)| (width.into(), height.into())), size)?;
 
-    let orientation = orientation(decoder.exif().map(Vec::as_slice));
-    let spare = match orientation {
-        Orientation::Rotate90
-        | Orientation::Rotate270
-        | Orientation::Rotate90FlipH
-        | Orientation::Rotate270FlipH => spare((size.1, size.0)),
-        _ => spare(size),
-    };
-    let fits =
-        |scale: &u32| f64::from(*scale) <= spare && size.0 % scale == 0 && size.1 % scale == 0;
-    let scale = reduced::SCALES.into_iter().find(fits);
-    if let Some(image) = scale.and_then(|scale| reduced::decode(bytes, scale)) {
-        return Ok((image, orientation));
-    }
     let mut image = RgbImage::new(size.0, size.1);
     decoder.decode_into(&mut image)?;
+    let orientation = orientation(decoder.exif().map(Vec::as_slice));
     Ok((image, orientation))
 }
 

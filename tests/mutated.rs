@@ -9,8 +9,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::TestRunner;
-use vggd::manifest::Preprocess;
-use vggd::preprocess::{Framing, Limits, decode, decode_for};
+use vggd::preprocess::{Limits, decode};
 
 /// Small, so that a file that promises more is soon over it.
 const LIMITS: Limits = Limits { max_pixels: 1 << 16 };
@@ -66,7 +65,7 @@ impl Mutation {
 
 /// One small photo of each format and kind that can be made here.
 fn photos() -> Vec<Vec<u8>> {
-    let colour = RgbImage::from_fn(40, 24, |x, y| Rgb([x * 7, y * 11, x * y].map(|v| v as u8)));
+    let colour = RgbImage::from_fn(37, 21, |x, y| Rgb([x * 7, y * 11, x * y].map(|v| v as u8)));
     let grey = image::DynamicImage::ImageRgb8(colour.clone()).to_luma8();
     let deep = image::DynamicImage::ImageRgb8(colour.clone()).to_rgba16();
     let mut photos = Vec::new();
@@ -100,8 +99,7 @@ fn a_mutated_photo_is_decoded_or_refused_the_same_each_time_and_within_the_limit
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
     let cases = config.cases.max(CASES);
     let mut runner = TestRunner::new(ProptestConfig { cases, ..config });
-    let [decoded, refused, quarters] = [(); 3].map(|()| std::cell::Cell::new(0u32));
-    let rule = Preprocess { resize: 1.0, ..Preprocess::default() };
+    let (decoded, refused) = (std::cell::Cell::new(0u32), std::cell::Cell::new(0u32));
     let before = peak();
     let result =
         runner.run(&(any::<Index>(), vec(Mutation::strategy(), 1..6)), |(which, mutations)| {
@@ -109,27 +107,20 @@ fn a_mutated_photo_is_decoded_or_refused_the_same_each_time_and_within_the_limit
             mutations.iter().for_each(|mutation| mutation.apply(&mut bytes));
             let result = decode(&bytes, &LIMITS);
             prop_assert_eq!(&result, &decode(&bytes, &LIMITS));
-            let reduced = decode_for(&bytes, &LIMITS, &Framing::default(), 4, &rule);
             match result {
                 Ok(photo) => {
-                    let small = reduced.map(|small| small.width() < photo.width());
-                    prop_assert!(small.is_ok());
-                    quarters.set(quarters.get() + u32::from(small == Ok(true)));
                     let pixels = u64::from(photo.width()) * u64::from(photo.height());
                     prop_assert!(pixels <= LIMITS.max_pixels);
                     decoded.set(decoded.get() + 1);
                 }
-                Err(error) => {
-                    prop_assert_eq!(reduced, Err(error));
-                    refused.set(refused.get() + 1);
-                }
+                Err(_) => refused.set(refused.get() + 1),
             }
             Ok(())
         });
     result.unwrap_or_else(|error| panic!("{error}"));
     let cost = peak() - before;
-    let counts = [decoded, refused, quarters].map(|count| count.get());
-    println!("decoded, refused, reduced: {counts:?}; {cost} bytes, limit {}", LIMITS.max_memory());
-    assert!(counts.iter().all(|count| *count > cases / 100), "{counts:?}");
+    let (decoded, refused) = (decoded.get(), refused.get());
+    println!("{decoded} decoded, {refused} refused, {cost} bytes, limit {}", LIMITS.max_memory());
+    assert!(decoded > cases / 50 && refused > cases / 50, "{decoded} decoded, {refused} refused");
     assert!(cost <= LIMITS.max_memory(), "{cost} bytes");
 }

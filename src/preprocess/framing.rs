@@ -68,14 +68,6 @@ impl Framing {
         input
     }
 
-    /// How many pixels of an upright photo of that size are shown by one of an input of `side` x `side`,
-    /// in the direction in which they are fewer.
-    pub(super) fn spare(&self, size: (u32, u32), side: usize, resize: f64) -> f64 {
-        let side = u32::try_from(side).expect("input sides are small");
-        let shown = |axis: &Axis| axis.span.length / f64::from(axis.output);
-        self.axes(size, side, resize).iter().map(shown).fold(f64::INFINITY, f64::min)
-    }
-
     /// What the network sees, in `side` x `side` pixels or less, without the bars.
     pub(super) fn picture(&self, photo: &Photo, side: usize, resize: f64) -> Picture {
         let side = u32::try_from(side).expect("input sides are small");

@@ -2,7 +2,7 @@
 //!
 //! A photo stays where it is until its prediction is kept elsewhere, so that a crash at any point
 //! loses nothing: whatever still lies in the folder is classified again, under the same id. Only then
-//! does it move to `done/`, or is removed, or stays and is written into a [`Ledger`]; what cannot be
+//! does it move to `done/`, or is removed, or stays and is written into a ledger; what cannot be
 //! classified moves to `failed/`, and then gets its reason beside it. Nobody else moves or deletes
 //! anything here.
 //!
