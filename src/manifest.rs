@@ -17,6 +17,15 @@ pub const FORMAT: u32 = 1;
 /// Name of the manifest in a model set's folder.
 pub const FILE_NAME: &str = "manifest.toml";
 
+/// What a variant cannot be called: orders and the configuration mean something else by it.
+const RESERVED: &str = "auto";
+
+/// The most characters of a variant's name.
+const LONGEST_NAME: usize = 255;
+
+/// The largest input side, in pixels.
+const LARGEST_SIDE: usize = 4096;
+
 /// `manifest.toml` as it is written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -332,6 +341,12 @@ fn check(manifest: &Manifest) -> Result<(), String> {
     let Some(first) = manifest.variants.first() else {
         return Err("no variant".to_owned());
     };
+    let Preprocess { resize, mean, std } = &manifest.preprocess;
+    let sane = mean.iter().all(|mean| mean.abs() <= 1e3)
+        && std.iter().all(|std| (1e-6..=1e3).contains(std));
+    if !(sane && (0.1..=10.0).contains(resize)) {
+        return Err(format!("preprocess: resize {resize}, mean {mean:?}, std {std:?}"));
+    }
     let paths = (manifest.files.iter().map(|file| &file.path))
         .chain(manifest.variants.iter().map(|variant| &variant.graph))
         .chain([&manifest.labels]);
@@ -343,15 +358,23 @@ fn check(manifest: &Manifest) -> Result<(), String> {
     }
     for (index, variant) in manifest.variants.iter().enumerate() {
         let name = &variant.name;
+        if name.is_empty() || name == RESERVED || name.chars().count() > LONGEST_NAME {
+            return Err(format!("a variant cannot be called '{name}'"));
+        }
         if manifest.variants[..index].iter().any(|v| v.name == *name) {
             return Err(format!("two variants are called '{name}'"));
         }
         let [n, c, height, width] = variant.input;
-        if (n, c) != (1, 3) || height != width || height == 0 {
+        if (n, c) != (1, 3) || height != width || !(1..=LARGEST_SIDE).contains(&height) {
             return Err(format!("variant '{name}': input {:?}", variant.input));
         }
-        if variant.output != first.output || variant.output[0] != 1 {
+        if variant.output != first.output || variant.output[0] != 1 || variant.output[1] == 0 {
             return Err(format!("variant '{name}': output {:?}", variant.output));
+        }
+        for share in [variant.top1, variant.top5, variant.agreement].into_iter().flatten() {
+            if !(0.0..=1.0).contains(&share) {
+                return Err(format!("variant '{name}': {share} is not a share from 0 to 1"));
+            }
         }
         for weights in &variant.weights {
             if !manifest.files.iter().any(|file| file.path == *weights) {

@@ -421,6 +421,11 @@ impl Daemon {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
     /// Largest resident memory so far in KiB.
     pub fn peak_memory(&self) -> u64 {
         let pid = self.child.as_ref().unwrap().id();
