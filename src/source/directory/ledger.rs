@@ -9,9 +9,10 @@
 //! ```
 //!
 //! A line that is anything else is passed over: what a crash or a full disk cut off ends at the next
-//! record's line feed. There is no checksum, because a wrong identity is no photo's; the worst is that
-//! a photo is classified again, under the id that it had before. For the same reason nothing is
-//! synced, except a file that replaces another one.
+//! record's line feed. There is no checksum, because a wrong identity is no photo's; the worst, also
+//! when a power cut leaves garbage behind the last record, is that a photo is classified again, under
+//! the id that it had before. For the same reason nothing is synced, except a file that replaces
+//! another one.
 //!
 //! There is no file until there is a record. Only this code writes it; it drops what no longer lies in
 //! the folder when photos are first looked for, but not all of it at once: an empty folder may be one whose file
@@ -132,7 +133,7 @@ mod tests {
     fn what_is_no_record_is_passed_over() {
         let (_folder, path) = three();
         let mut bytes = fs::read(&path).unwrap();
-        bytes.extend(b"\0\0\0\xff\n+00000000000003\n00000000000000004\n\n0000000000000005");
+        bytes.extend(b"\n\0\0\0\xff\n+00000000000003\n00000000000000004\n\n0000000000000005");
         fs::write(&path, bytes).unwrap();
         assert_eq!(known(&path), [0, 1, 2, 5]);
     }
