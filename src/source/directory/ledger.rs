@@ -9,9 +9,10 @@
 //! ```
 //!
 //! A line that is anything else is passed over: what a crash or a full disk cut off ends at the next
-//! record's line feed. There is no checksum, because a wrong identity is no photo's; the worst is that
-//! a photo is classified again, under the id that it had before. For the same reason nothing is
-//! synced, except a file that replaces another one.
+//! record's line feed. There is no checksum, because a wrong identity is no photo's; the worst, also
+//! when a power cut leaves garbage behind the last record, is that a photo is classified again, under
+//! the id that it had before. For the same reason nothing is synced, except a file that replaces
+//! another one.
 //!
 //! There is no file until there is a record. Only this code writes it; it drops what no longer lies in
 //! the folder when photos are first looked for, but not all of it at once: an empty folder may be one whose file
