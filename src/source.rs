@@ -2,6 +2,7 @@
 //! became of each; it must not know how they are classified or published.
 
 pub mod directory;
+mod jpeg;
 
 use std::io;
 use std::path::PathBuf;

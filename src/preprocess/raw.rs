@@ -36,12 +36,12 @@ pub enum PixelFormat {
 
 impl PixelFormat {
     /// Bytes of a picture.
-    fn bytes(self, width: u32, height: u32) -> u64 {
-        let [width, height] = [width, height].map(u64::from);
+    fn bytes(self, width: u32, height: u32) -> u128 {
+        let [width, height] = [width, height].map(u128::from);
         match self {
-            Self::Yuyv => (width.div_ceil(2) * height).saturating_mul(4),
+            Self::Yuyv => width.div_ceil(2) * 4 * height,
             Self::Nv12 => width * height + width.div_ceil(2) * 2 * height.div_ceil(2),
-            Self::Rgb => (width * height).saturating_mul(3),
+            Self::Rgb => width * height * 3,
             Self::Grey => width * height,
         }
     }
@@ -128,8 +128,8 @@ mod tests {
     const FORMATS: [PixelFormat; 4] =
         [PixelFormat::Yuyv, PixelFormat::Nv12, PixelFormat::Rgb, PixelFormat::Grey];
 
-    fn raw(format: PixelFormat, width: u32, height: u32, bytes: u64) -> Raw {
-        let mut random = fastrand::Rng::with_seed(bytes);
+    fn raw(format: PixelFormat, width: u32, height: u32, bytes: u128) -> Raw {
+        let mut random = fastrand::Rng::with_seed(7);
         let data = (0..bytes).map(|_| random.u8(..)).collect();
         Raw { format, width, height, data }
     }
