@@ -4,7 +4,7 @@
 //! The parts, in the order in which a frame meets them:
 //!
 //! 1. [`config`] says what to run, [`manifest`] which variants there are.
-//! 2. [`source`] finds a photo and hands it over.
+//! 2. [`source`] finds a photo, or takes a picture off a camera or a command, and hands it over.
 //! 3. [`pipeline`] makes one prediction of one photo: [`preprocess`] decodes it, [`lineup`] gives the
 //!    variant for it, [`preprocess`] resizes it for that, [`model`] runs it, and what comes out is
 //!    written down in [`event`].

@@ -1,8 +1,12 @@
 //! Where frames come from, and how they are handed over. A source gives frames and later hears what
 //! became of each; it must not know how they are classified or published.
 
+#[cfg(feature = "camera")]
+pub mod camera;
 pub mod directory;
 mod jpeg;
+mod live;
+pub mod stream;
 
 use std::io;
 use std::path::PathBuf;
@@ -11,6 +15,9 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::preprocess::Raw;
+
+/// Whether this build has cameras.
+pub const CAMERAS: bool = cfg!(feature = "camera");
 
 /// A picture that nobody has decoded yet.
 #[derive(Clone)]

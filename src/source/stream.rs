@@ -1,0 +1,182 @@
+//! What a command writes: JPEGs, one after the other.
+//!
+//! Owns the command's process group from start to end; it does not know what the command is for. How
+//! JPEGs are told apart is in [`super::jpeg`], when the command is started again in [`super::live`].
+//!
+//! The group is asked to end by SIGTERM, and ended by SIGKILL after a while; nothing of it is left. Should
+//! this program be killed itself, the command ends at the next picture that it cannot write (SIGPIPE).
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+
+use super::jpeg::Splitter;
+use super::live::{Live, Reader, Reports};
+use super::{Condition, Handoff, Picture, Source};
+use crate::config;
+
+/// How long a command may take to end.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether it has.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Of what a command writes to standard error, so many lines are logged in so much time, and so much of
+/// a line.
+const LOGGED: (u32, Duration, u64) = (20, Duration::from_secs(60), 1000);
+
+/// A command whose standard output are JPEGs.
+pub struct Stream {
+    command: String,
+    limit: usize,
+    live: Live,
+}
+
+impl Stream {
+    /// The configured command; nothing is started yet.
+    pub fn new(config: &config::Source) -> Self {
+        Self {
+            command: config.command.clone(),
+            limit: usize::try_from(config.max_file()).unwrap_or(usize::MAX),
+            live: Live::new(config.timeout()),
+        }
+    }
+
+    fn start(&self, reports: Reports) -> io::Result<Running> {
+        let mut child = Command::new("/bin/sh")
+            .arg("-c")
+            .arg(&self.command)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()?;
+        let program = program(&self.command).to_owned();
+        reports.opened(program.clone());
+        let stdout = child.stdout.take().expect("it is piped");
+        let stderr = child.stderr.take().expect("it is piped");
+        let limit = self.limit;
+        let mut running = Running { child, program: program.clone(), threads: Vec::new() };
+        let read = move || read(stdout, limit, &reports);
+        let log = move || log(stderr, &program);
+        running.threads.push(thread::Builder::new().name("stream".to_owned()).spawn(read)?);
+        running.threads.push(thread::Builder::new().name("stream log".to_owned()).spawn(log)?);
+        Ok(running)
+    }
+}
+
+impl Source for Stream {
+    fn run(&self, handoff: &Handoff, tell: &dyn Fn(Condition)) {
+        self.live.run(handoff, tell, |reports| self.start(reports));
+    }
+
+    fn stop(&self) {
+        self.live.stop();
+    }
+}
+
+/// The first word of a command: what follows may hold a password and is neither logged nor told.
+fn program(command: &str) -> &str {
+    command.split_whitespace().find(|word| !word.contains('=')).unwrap_or("command")
+}
+
+/// Reports every JPEG until the output ends.
+fn read(mut stdout: ChildStdout, limit: usize, reports: &Reports) {
+    let mut splitter = Splitter::new(limit);
+    let mut buffer = vec![0; 1 << 16];
+    while reports.wanted() {
+        match stdout.read(&mut buffer) {
+            Ok(0) => return reports.failed("its output ended".to_owned()),
+            Ok(length) => splitter.push(&buffer[..length], |picture| {
+                reports.picture(Picture::Encoded(picture), Duration::ZERO);
+            }),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return reports.failed(error.to_string()),
+        }
+    }
+}
+
+/// Logs what the command says, not all of it if it says too much.
+fn log(stderr: ChildStderr, command: &str) {
+    let (most, period, length) = LOGGED;
+    let mut stderr = BufReader::new(stderr);
+    let (mut since, mut count) = (Instant::now(), 0);
+    let mut line = Vec::new();
+    while let Ok(1..) = stderr.by_ref().take(length).read_until(b'\n', &mut line) {
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim();
+        if since.elapsed() >= period {
+            if count > most {
+                tracing::warn!(command, lines = count - most, "more was said");
+            }
+            (since, count) = (Instant::now(), 0);
+        }
+        if !text.is_empty() {
+            count += 1;
+            if count <= most {
+                tracing::warn!(command, line = text, "the command says");
+            }
+        }
+        line.clear();
+    }
+}
+
+/// A command that was started, alone in its process group.
+struct Running {
+    child: Child,
+    program: String,
+    /// They end with the last process that holds the command's outputs.
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Whether the command ends within [`GRACE`], and all that it has started with its outputs. It stays
+    /// a zombie, so that its process group cannot become somebody else's.
+    fn ends(&self) -> bool {
+        let deadline = Instant::now() + GRACE;
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        loop {
+            let exited = waitid(WaitId::Pid(Pid::from_child(&self.child)), options);
+            let closed = self.threads.iter().all(JoinHandle::is_finished);
+            if closed && !matches!(exited, Ok(None)) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process_group(Pid::from_child(&self.child), signal).ok();
+    }
+}
+
+impl Reader for Running {
+    fn close(mut self, failed: bool) -> Option<String> {
+        if !failed || !self.ends() {
+            self.signal(Signal::TERM);
+            self.ends();
+        }
+        self.signal(Signal::KILL);
+        let status = self.child.wait().ok()?;
+        Some(match status.code() {
+            Some(127) => format!("{}: no such command, or one in it", self.program),
+            _ => format!("{}: ended, {status}", self.program),
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            self.signal(Signal::KILL);
+            self.child.wait().ok();
+        }
+    }
+}
