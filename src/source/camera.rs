@@ -124,6 +124,13 @@ impl Mode {
         width + height
     }
 
+    /// The same in its own format first, then in the others.
+    fn in_each_format(self) -> impl Iterator<Item = Self> {
+        let others = FORMATS.into_iter().map(|(format, _)| format);
+        let formats = std::iter::once(self.format).chain(others);
+        formats.map(move |format| Self { format, ..self })
+    }
+
     /// As the library says it.
     fn exactly(self) -> Option<CameraFormat> {
         let (_, format) = FORMATS.into_iter().find(|(ours, _)| *ours == self.format)?;
@@ -195,9 +202,19 @@ impl Device {
     fn open(&self, number: u32) -> Result<nokhwa::Camera, NokhwaError> {
         let theirs = FORMATS.map(|(_, theirs)| theirs);
         let ask = |what| RequestedFormat::with_formats(what, &theirs);
-        let index = CameraIndex::Index(number);
-        let any = ask(RequestedFormatType::None);
-        let mut camera = nokhwa::Camera::with_backend(index, any, ApiBackend::Video4Linux)?;
+        let open = |what| {
+            let index = CameraIndex::Index(number);
+            nokhwa::Camera::with_backend(index, ask(what), ApiBackend::Video4Linux)
+        };
+        let mut camera = match open(RequestedFormatType::None) {
+            // It scales to any size, and gives what it is asked for or nothing.
+            Err(error) if lists_nothing(&error) => {
+                let modes = self.wanted.in_each_format().filter_map(Mode::exactly);
+                let opened = modes.map(|mode| open(RequestedFormatType::Exact(mode)));
+                return opened.flatten().next().ok_or(error);
+            }
+            opened => opened?,
+        };
         let offered = camera.compatible_camera_formats()?;
         let Some(nearest) = self.wanted.nearest(offered.into_iter().filter_map(Mode::of)) else {
             return Ok(camera);
@@ -285,14 +302,20 @@ fn explain(number: u32, error: &NokhwaError) -> String {
         Some(2 | 6 | 19) => format!("{path} is not there, or was pulled out"),
         Some(1 | 13) => format!("{path} may not be opened: put this user into group video"),
         Some(16) => format!("{path} is busy: another program uses it"),
-        // It finds none of the formats that it was asked for.
-        None if text.ends_with("Failed to Fufill") => unknown(number),
+        None if lists_nothing(error) => unknown(number),
         _ => format!("{path}: {text}"),
     }
 }
 
+/// Whether a camera lists no mode that was asked for.
+fn lists_nothing(error: &NokhwaError) -> bool {
+    matches!(error, NokhwaError::GetPropertyError { property, .. } if property == "CameraFormat")
+}
+
 fn unknown(number: u32) -> String {
-    format!("/dev/video{number} gives neither MJPEG, YUYV, NV12 nor RGB: use a stream instead")
+    format!(
+        "/dev/video{number} offers neither MJPEG, YUYV, NV12 nor RGB, or not as asked for: try another size and rate"
+    )
 }
 
 #[cfg(test)]
