@@ -33,6 +33,7 @@ use crate::preprocess::{PixelFormat, Raw};
 const LISTED: &str = "/sys/class/video4linux";
 
 /// Formats as they are preferred: those that are small on the bus first, the one without colours last.
+/// nokhwa 0.10 looks for grey under a name that the kernel does not use, and so never finds it.
 const FORMATS: [(Format, FrameFormat); 5] = [
     (Format::Mjpeg, FrameFormat::MJPEG),
     (Format::Yuyv, FrameFormat::YUYV),
@@ -202,34 +203,25 @@ impl Device {
     fn open(&self, number: u32) -> Result<nokhwa::Camera, NokhwaError> {
         let theirs = FORMATS.map(|(_, theirs)| theirs);
         let ask = |what| RequestedFormat::with_formats(what, &theirs);
-        let open = |what| {
-            let index = CameraIndex::Index(number);
-            nokhwa::Camera::with_backend(index, ask(what), ApiBackend::Video4Linux)
-        };
-        let mut camera = match open(RequestedFormatType::None) {
-            // It scales to any size, and gives what it is asked for or nothing.
-            Err(error) if lists_nothing(&error) => {
-                let modes = self.wanted.in_each_format().filter_map(Mode::exactly);
-                let opened = modes.map(|mode| open(RequestedFormatType::Exact(mode)));
-                return opened.flatten().next().ok_or(error);
-            }
-            opened => opened?,
-        };
+        let (index, any) = (CameraIndex::Index(number), ask(RequestedFormatType::None));
+        let mut camera = nokhwa::Camera::with_backend(index, any, ApiBackend::Video4Linux)?;
         let offered = camera.compatible_camera_formats()?;
-        let Some(nearest) = self.wanted.nearest(offered.into_iter().filter_map(Mode::of)) else {
-            return Ok(camera);
+        let nearest = self.wanted.nearest(offered.into_iter().filter_map(Mode::of));
+        // Of sizes without gaps only the ends are listed, or nothing, so what is wanted is tried first. A
+        // driver may adjust what it is asked for, which the library calls an error: what counts is what
+        // it has then.
+        let modes = match nearest {
+            Some(nearest) => vec![Mode { format: nearest.format, ..self.wanted }, nearest],
+            None => self.wanted.in_each_format().collect(),
         };
-        // Of sizes without gaps only the ends are listed, so what is wanted is tried first. A driver may
-        // adjust what it is asked for, which the library calls an error: what counts is what it has then.
-        for mode in [Mode { format: nearest.format, ..self.wanted }, nearest] {
-            let exactly = mode.exactly().expect("its format is one of those");
+        for mode in modes {
+            let Some(exactly) = mode.exactly() else { continue };
             let answer = camera.set_camera_requset(ask(RequestedFormatType::Exact(exactly)));
             let now = Mode::of(camera.refresh_camera_format()?);
             tracing::debug!(?mode, ?now, ?answer, "camera asked");
-            let distance = |mode: Mode| mode.differs_in_size(self.wanted);
-            if now.is_some_and(|now| {
-                now.format == nearest.format && distance(now) <= distance(nearest)
-            }) {
+            let far = |mode: Mode| mode.differs_in_size(self.wanted);
+            let enough = |now: Mode| nearest.is_none_or(|nearest| far(now) <= far(nearest));
+            if now.is_some_and(|now| now.format == mode.format && enough(now)) {
                 break;
             }
         }
