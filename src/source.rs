@@ -16,9 +16,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::preprocess::Raw;
 
-/// Whether this build has cameras.
-pub const CAMERAS: bool = cfg!(feature = "camera");
-
 /// A picture that nobody has decoded yet.
 #[derive(Clone)]
 pub enum Picture {

@@ -33,6 +33,7 @@ use crate::preprocess::{PixelFormat, Raw};
 const LISTED: &str = "/sys/class/video4linux";
 
 /// Formats as they are preferred: those that are small on the bus first, the one without colours last.
+/// nokhwa 0.10 looks for grey under a name that the kernel does not use, and so never finds it.
 const FORMATS: [(Format, FrameFormat); 5] = [
     (Format::Mjpeg, FrameFormat::MJPEG),
     (Format::Yuyv, FrameFormat::YUYV),
@@ -124,6 +125,13 @@ impl Mode {
         width + height
     }
 
+    /// The same in its own format first, then in the others.
+    fn in_each_format(self) -> impl Iterator<Item = Self> {
+        let others = FORMATS.into_iter().map(|(format, _)| format);
+        let formats = std::iter::once(self.format).chain(others);
+        formats.map(move |format| Self { format, ..self })
+    }
+
     /// As the library says it.
     fn exactly(self) -> Option<CameraFormat> {
         let (_, format) = FORMATS.into_iter().find(|(ours, _)| *ours == self.format)?;
@@ -195,24 +203,25 @@ impl Device {
     fn open(&self, number: u32) -> Result<nokhwa::Camera, NokhwaError> {
         let theirs = FORMATS.map(|(_, theirs)| theirs);
         let ask = |what| RequestedFormat::with_formats(what, &theirs);
-        let index = CameraIndex::Index(number);
-        let any = ask(RequestedFormatType::None);
+        let (index, any) = (CameraIndex::Index(number), ask(RequestedFormatType::None));
         let mut camera = nokhwa::Camera::with_backend(index, any, ApiBackend::Video4Linux)?;
         let offered = camera.compatible_camera_formats()?;
-        let Some(nearest) = self.wanted.nearest(offered.into_iter().filter_map(Mode::of)) else {
-            return Ok(camera);
+        let nearest = self.wanted.nearest(offered.into_iter().filter_map(Mode::of));
+        // Of sizes without gaps only the ends are listed, or nothing, so what is wanted is tried first. A
+        // driver may adjust what it is asked for, which the library calls an error: what counts is what
+        // it has then.
+        let modes = match nearest {
+            Some(nearest) => vec![Mode { format: nearest.format, ..self.wanted }, nearest],
+            None => self.wanted.in_each_format().collect(),
         };
-        // Of sizes without gaps only the ends are listed, so what is wanted is tried first. A driver may
-        // adjust what it is asked for, which the library calls an error: what counts is what it has then.
-        for mode in [Mode { format: nearest.format, ..self.wanted }, nearest] {
-            let exactly = mode.exactly().expect("its format is one of those");
+        for mode in modes {
+            let Some(exactly) = mode.exactly() else { continue };
             let answer = camera.set_camera_requset(ask(RequestedFormatType::Exact(exactly)));
             let now = Mode::of(camera.refresh_camera_format()?);
             tracing::debug!(?mode, ?now, ?answer, "camera asked");
-            let distance = |mode: Mode| mode.differs_in_size(self.wanted);
-            if now.is_some_and(|now| {
-                now.format == nearest.format && distance(now) <= distance(nearest)
-            }) {
+            let far = |mode: Mode| mode.differs_in_size(self.wanted);
+            let enough = |now: Mode| nearest.is_none_or(|nearest| far(now) <= far(nearest));
+            if now.is_some_and(|now| now.format == mode.format && enough(now)) {
                 break;
             }
         }
@@ -285,14 +294,20 @@ fn explain(number: u32, error: &NokhwaError) -> String {
         Some(2 | 6 | 19) => format!("{path} is not there, or was pulled out"),
         Some(1 | 13) => format!("{path} may not be opened: put this user into group video"),
         Some(16) => format!("{path} is busy: another program uses it"),
-        // It finds none of the formats that it was asked for.
-        None if text.ends_with("Failed to Fufill") => unknown(number),
+        None if lists_nothing(error) => unknown(number),
         _ => format!("{path}: {text}"),
     }
 }
 
+/// Whether a camera lists no mode that was asked for.
+fn lists_nothing(error: &NokhwaError) -> bool {
+    matches!(error, NokhwaError::GetPropertyError { property, .. } if property == "CameraFormat")
+}
+
 fn unknown(number: u32) -> String {
-    format!("/dev/video{number} gives neither MJPEG, YUYV, NV12 nor RGB: use a stream instead")
+    format!(
+        "/dev/video{number} offers neither MJPEG, YUYV, NV12 nor RGB, or not as asked for: try another size and rate"
+    )
 }
 
 #[cfg(test)]

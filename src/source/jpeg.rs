@@ -133,6 +133,7 @@ impl Splitter {
 
 /// The first whole JPEG in `bytes`: a camera's driver hands over all of its buffer, with what was there
 /// before behind the picture.
+#[cfg(any(feature = "camera", test))]
 pub(super) fn first(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut first = None;
     Splitter::new(bytes.len()).push(bytes, |picture| {

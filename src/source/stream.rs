@@ -1,7 +1,7 @@
 //! What a command writes: JPEGs, one after the other.
 //!
 //! Owns the command's process group from start to end; it does not know what the command is for. How
-//! JPEGs are told apart is in [`super::jpeg`], when the command is started again in [`super::live`].
+//! JPEGs are told apart is in `source::jpeg`, when the command is started again in `source::live`.
 //!
 //! The group is asked to end by SIGTERM, and ended by SIGKILL after a while; nothing of it is left. Should
 //! this program be killed itself, the command ends at the next picture that it cannot write (SIGPIPE).
