@@ -148,8 +148,8 @@ impl Keeper {
     /// Lets go the photos whose predictions are safe by now.
     pub fn settle(&self) {
         let mut waiting = self.lock();
-        while let Some(kept) = waiting.pop_front_if(|kept| self.outbox.settled(kept.number)) {
-            let Kept { frame, rejected, .. } = kept;
+        while waiting.front().is_some_and(|kept| self.outbox.settled(kept.number)) {
+            let Kept { frame, rejected, .. } = waiting.pop_front().expect("there is a first one");
             self.let_go(&frame, rejected.as_deref());
         }
     }
