@@ -28,7 +28,16 @@ pub(super) fn move_into(folder: &Path, photo: &Path, beside: &str) -> io::Result
         exists(&target) || !beside.is_empty() && exists(&with(&target, beside))
     };
     let target = target(first_free(taken));
-    fs::rename(photo, &target)?;
+    match fs::rename(photo, &target) {
+        // Somebody empties the folder by removing it, at this very moment.
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound && photo.symlink_metadata().is_ok() =>
+        {
+            fs::create_dir_all(folder)?;
+            fs::rename(photo, &target)?;
+        }
+        moved => moved?,
+    }
     Ok(target)
 }
 
