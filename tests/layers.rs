@@ -74,8 +74,8 @@ fn an_outside_crate_is_named_in_one_place() {
         ("systemd_journal_logger", "src/logging"),
         ("tracing_subscriber", "src/logging"),
         ("crc32fast", "src/outbox"),
-        ("sd_notify", "src/daemon"),
-        ("tokio", "src/board src/daemon src/publish src/demo"),
+        ("sd_notify", "src/service"),
+        ("tokio", "src/board src/daemon src/publish src/service src/demo"),
         ("clap", "src/main src/commands/simulate"),
         ("csv", "src/simulate"),
     ];
@@ -98,9 +98,9 @@ fn an_outside_crate_is_named_in_one_place() {
 #[test]
 fn arrows_point_one_way() {
     let layers: [&[&str]; 11] = [
-        &["manifest", "event", "select", "distribution", "svg"],
+        &["manifest", "event", "select", "distribution", "svg", "pulse"],
         &["config"],
-        &["preprocess", "watch", "logging", "simulate", "control", "thermal"],
+        &["preprocess", "watch", "logging", "simulate", "control", "thermal", "service"],
         &["source", "model", "stats", "stable", "homeassistant", "outbox"],
         &["pipeline"],
         &["publish", "measure"],
