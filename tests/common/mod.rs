@@ -356,6 +356,12 @@ impl Daemon {
 
     /// Starts it and waits until it says that it is ready.
     pub fn start(&mut self) {
+        self.launch();
+        self.notified("READY=1");
+    }
+
+    /// Starts it.
+    pub fn launch(&mut self) {
         let log = self.folder.path().join("log");
         let log = fs::File::options().append(true).create(true).open(log).unwrap();
         let mut command = vggd();
@@ -363,15 +369,38 @@ impl Daemon {
         command.env("NOTIFY_SOCKET", self.folder.path().join("notify"));
         command.envs(&self.environment);
         self.child = Some(start(command.stderr(log)));
+    }
+
+    /// The next notification of the service manager that has `part` in it, and those before it.
+    pub fn notified(&self, part: &str) -> Vec<String> {
+        let mut heard = Vec::new();
         let mut buffer = [0; 256];
-        loop {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
             let length = self.notifications.recv(&mut buffer).unwrap_or_else(|error| {
-                panic!("not ready: {error}\n{}", self.log());
+                panic!("no {part} after {heard:?}: {error}\n{}", self.log());
             });
-            if String::from_utf8_lossy(&buffer[..length]).contains("READY=1") {
-                return;
+            heard.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+            if heard.last().is_some_and(|last| last.contains(part)) {
+                return heard;
             }
         }
+        panic!("no {part} in {heard:?}\n{}", self.log());
+    }
+
+    /// What the service manager is notified of within `time`.
+    pub fn notified_within(&self, time: Duration) -> Vec<String> {
+        let mut heard = Vec::new();
+        let mut buffer = [0; 256];
+        let deadline = Instant::now() + time;
+        while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+            self.notifications.set_read_timeout(Some(left.max(Duration::from_millis(1)))).unwrap();
+            if let Ok(length) = self.notifications.recv(&mut buffer) {
+                heard.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+            }
+        }
+        self.notifications.set_read_timeout(Some(PATIENCE)).unwrap();
+        heard
     }
 
     pub fn started(broker: &Broker) -> Self {
@@ -450,7 +479,9 @@ pub fn vggd() -> Command {
             command.env_remove(name);
         }
     }
-    for name in ["RUST_LOG", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY", "SSL_CERT_FILE"] {
+    for name in
+        ["RUST_LOG", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY", "WATCHDOG_USEC", "SSL_CERT_FILE"]
+    {
         command.env_remove(name);
     }
     command
