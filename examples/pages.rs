@@ -37,5 +37,5 @@ fn write(folder: &PathBuf) -> io::Result<()> {
     for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
         generate_to(shell, &mut command, "vggd", folder)?;
     }
-    clap_mangen::generate_to(command, folder)
+    clap_mangen::generate_to(command.disable_help_subcommand(true), folder)
 }

@@ -234,8 +234,6 @@ impl Daemon {
         let mut hangup = signal(SignalKind::hangup())?;
         let (triggers, triggered) = mpsc::channel(1);
         let _watch = self.options.config.as_deref().map(|file| watch_file(file, &triggers));
-        // What changed while the model was loaded.
-        triggers.try_send(()).ok();
 
         if self.lineup.orders().0 == Chooser::Auto {
             self.profile(self.config.model.profile_when, &|| start.step())?;
@@ -423,6 +421,11 @@ impl Daemon {
         let mut started = false;
         loop {
             let result = tokio::select! {
+                // What changed while the model was loaded.
+                () = std::future::ready(()), if !started => {
+                    started = true;
+                    self.take_over().await
+                }
                 () = tokio::time::sleep_until(next), if period.is_some() => {
                     next += period.unwrap_or_default();
                     let stats = self.stats();
@@ -441,8 +444,7 @@ impl Daemon {
                     }
                     tokio::time::sleep(DEBOUNCE).await;
                     inbox.triggered.try_recv().ok();
-                    // At first it is only looked at once more.
-                    let _reload = std::mem::replace(&mut started, true).then(service::reloading);
+                    let _reload = service::reloading();
                     self.take_over().await
                 }
                 Some((name, payload)) = inbox.ordered.recv() => match Order::parse(&name, &payload) {

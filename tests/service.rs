@@ -290,7 +290,7 @@ fn the_units_differ_only_in_whose_they_are() {
     let one = one
         .replace("/etc/vggd/vggd.toml", "/etc/vggd/%i.toml")
         .replace("Description=vggd:", "Description=vggd %i:")
-        .replace("StateDirectory=vggd\n", "StateDirectory=vggd/%i\n");
+        .replace("StateDirectory=vggd\n", "StateDirectory=vggd/%i vggd/%i/incoming\n");
     assert_eq!(settings(&one), settings(&each));
 }
 
