@@ -62,7 +62,7 @@ impl Drop for Reload {
 }
 
 /// A start that may take long: until it is dropped the manager is asked for more time again and again, as
-/// long as one [`step`](Self::step) follows the other within [`STEP_WITHIN`].
+/// long as one [`step`](Self::step) follows the other within five minutes.
 pub struct Start {
     steps: Pulse,
     _goes_on: Sender<()>,
