@@ -418,11 +418,11 @@ impl Daemon {
     async fn obey(mut self, mut inbox: Inbox, board: Arc<Board>, notices: mpsc::Sender<Notice>) {
         let period = self.config.mqtt.stats();
         let mut next = tokio::time::Instant::now() + period.unwrap_or_default();
-        let mut started = false;
+        let (look, mut started) = (tokio::time::Instant::now() + DEBOUNCE, false);
         loop {
             let result = tokio::select! {
                 // What changed while the model was loaded.
-                () = std::future::ready(()), if !started => {
+                () = tokio::time::sleep_until(look), if !started => {
                     started = true;
                     self.take_over().await
                 }
