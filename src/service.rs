@@ -111,12 +111,15 @@ pub async fn report(pulses: Vec<(&'static str, Pulse)>, status: impl Fn() -> Str
         if shown != status {
             states.push(NotifyState::Status(&status));
         }
-        if now.is_none() {
+        if now.is_none() && watchdog.is_some() {
             states.push(NotifyState::Watchdog);
-        } else if now != stuck {
+        }
+        if now.is_some() && now != stuck {
             tracing::error!(part = now, limit_s = limit.as_secs(), "stuck, the watchdog starves");
         }
-        send(&states);
+        if !states.is_empty() {
+            send(&states);
+        }
         (shown, stuck) = (status, now);
         tokio::time::sleep(every).await;
     }

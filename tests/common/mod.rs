@@ -294,7 +294,7 @@ impl Drop for Subscriber {
 pub struct Daemon {
     folder: TempDir,
     child: Option<Child>,
-    notifications: UnixDatagram,
+    notifications: Receiver<String>,
     environment: BTreeMap<String, PathBuf>,
 }
 
@@ -303,8 +303,7 @@ impl Daemon {
     pub fn new(broker: &Broker) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("incoming")).unwrap();
-        let notifications = UnixDatagram::bind(folder.path().join("notify")).unwrap();
-        notifications.set_read_timeout(Some(PATIENCE)).unwrap();
+        let notifications = notifications(&folder.path().join("notify"));
         let environment = BTreeMap::new();
         let daemon = Self { folder, child: None, notifications, environment };
         daemon.configure(broker.port, "baseline", "");
@@ -373,34 +372,21 @@ impl Daemon {
 
     /// The next notification of the service manager that has `part` in it, and those before it.
     pub fn notified(&self, part: &str) -> Vec<String> {
-        let mut heard = Vec::new();
-        let mut buffer = [0; 256];
+        let mut heard: Vec<String> = Vec::new();
         let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            let length = self.notifications.recv(&mut buffer).unwrap_or_else(|error| {
-                panic!("no {part} after {heard:?}: {error}\n{}", self.log());
-            });
-            heard.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
-            if heard.last().is_some_and(|last| last.contains(part)) {
-                return heard;
-            }
+        while !heard.last().is_some_and(|last| last.contains(part)) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let next = self.notifications.recv_timeout(left);
+            heard.push(next.unwrap_or_else(|_| panic!("no {part} in {heard:?}\n{}", self.log())));
         }
-        panic!("no {part} in {heard:?}\n{}", self.log());
+        heard
     }
 
     /// What the service manager is notified of within `time`.
     pub fn notified_within(&self, time: Duration) -> Vec<String> {
-        let mut heard = Vec::new();
-        let mut buffer = [0; 256];
         let deadline = Instant::now() + time;
-        while let Some(left) = deadline.checked_duration_since(Instant::now()) {
-            self.notifications.set_read_timeout(Some(left.max(Duration::from_millis(1)))).unwrap();
-            if let Ok(length) = self.notifications.recv(&mut buffer) {
-                heard.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
-            }
-        }
-        self.notifications.set_read_timeout(Some(PATIENCE)).unwrap();
-        heard
+        let left = || deadline.saturating_duration_since(Instant::now());
+        std::iter::from_fn(|| self.notifications.recv_timeout(left()).ok()).collect()
     }
 
     pub fn started(broker: &Broker) -> Self {
@@ -457,6 +443,21 @@ impl Daemon {
         let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
+}
+
+/// What is sent to the socket `path`, read at once so that nobody has to wait for room in it.
+fn notifications(path: &Path) -> Receiver<String> {
+    let socket = UnixDatagram::bind(path).unwrap();
+    let (sender, heard) = channel();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 1024];
+        while let Ok(length) = socket.recv(&mut buffer) {
+            if sender.send(String::from_utf8_lossy(&buffer[..length]).into_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    heard
 }
 
 impl Drop for Daemon {
