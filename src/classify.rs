@@ -13,6 +13,7 @@ use crate::lineup::Lineup;
 use crate::outbox::{Kind, Outbox};
 use crate::pipeline::{ClassifyError, Decoded, Pipeline};
 use crate::preprocess::Thumb;
+use crate::pulse::{BEAT, Pulse};
 use crate::source::{Frame, Handoff, Picture, Source};
 use crate::stats::Stats;
 
@@ -71,21 +72,22 @@ impl Gate {
         self.change(|state| state.stopped = true);
     }
 
-    /// Waits until a frame may pass; false once it is stopped.
-    fn wait(&self) -> bool {
+    /// Waits until a frame may pass, beating `pulse` meanwhile; false once it is stopped.
+    fn wait(&self, pulse: &Pulse) -> bool {
         let mut state = self.lock();
         loop {
+            pulse.beat();
             if state.stopped || state.snapshot {
                 return !state.stopped;
             }
             let left = state.next.saturating_duration_since(Instant::now());
-            state = if state.paused {
-                self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
-            } else if left.is_zero() {
-                return true;
-            } else {
-                self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+            let rest = match state.paused {
+                true => BEAT,
+                false if left.is_zero() => return true,
+                false => left.min(BEAT),
             };
+            let waited = self.changed.wait_timeout(state, rest);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -213,13 +215,14 @@ impl Classifier {
     /// When the model fails.
     pub fn run(&self, frames: &Handoff) -> Result<()> {
         let mut last = Last::default();
-        while self.gate.wait() {
+        let pulse = frames.taking();
+        while self.gate.wait(pulse) {
             let Some(frame) = frames.take() else { break };
             let snapshot = loop {
                 match self.gate.pass() {
                     Some(snapshot) => break Some(snapshot),
                     // The pause began before it came: a photo waits, a picture would be too old then.
-                    None if frame.file.is_some() && self.gate.wait() => {}
+                    None if frame.file.is_some() && self.gate.wait(pulse) => {}
                     None => break None,
                 }
             };
@@ -353,10 +356,10 @@ mod tests {
 
     #[test]
     fn a_gate_lets_frames_pass_at_its_pace() {
-        let gate = Gate::new(Duration::from_millis(20));
+        let (gate, pulse) = (Gate::new(Duration::from_millis(20)), Pulse::default());
         let start = Instant::now();
         for _ in 0..3 {
-            assert!(gate.wait());
+            assert!(gate.wait(&pulse));
             assert_eq!(gate.pass(), Some(false));
         }
         assert!(start.elapsed() >= Duration::from_millis(40));
@@ -364,13 +367,13 @@ mod tests {
 
     #[test]
     fn a_snapshot_passes_a_pause_alone() {
-        let gate = Gate::new(Duration::from_secs(3600));
-        assert_eq!((gate.wait(), gate.pass()), (true, Some(false)));
+        let (gate, pulse) = (Gate::new(Duration::from_secs(3600)), Pulse::default());
+        assert_eq!((gate.wait(&pulse), gate.pass()), (true, Some(false)));
         gate.pause(true);
         assert_eq!(gate.pass(), None);
         gate.snapshot();
-        assert_eq!((gate.wait(), gate.pass(), gate.pass()), (true, Some(true), None));
+        assert_eq!((gate.wait(&pulse), gate.pass(), gate.pass()), (true, Some(true), None));
         gate.stop();
-        assert_eq!((gate.wait(), gate.pass()), (false, None));
+        assert_eq!((gate.wait(&pulse), gate.pass()), (false, None));
     }
 }

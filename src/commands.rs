@@ -22,7 +22,7 @@ use vggd::publish::connection;
 use vggd::source::Picture;
 
 pub(crate) use bench::{BenchFiles, bench};
-pub(crate) use simulate::{Simulation, budget, simulate};
+pub(crate) use simulate::simulate;
 
 /// What `--json` says of a photo and a variant.
 #[derive(Serialize)]

@@ -14,7 +14,6 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
-use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch as flag};
 
@@ -34,6 +33,8 @@ use crate::preprocess;
 use crate::profile::Profiles;
 use crate::publish::connection;
 use crate::publish::{Channels, Health, Notice, Publisher};
+use crate::pulse::Pulse;
+use crate::service;
 #[cfg(feature = "camera")]
 use crate::source::camera::Camera;
 use crate::source::directory::Directory;
@@ -54,9 +55,6 @@ const COMPARED: u32 = 3;
 
 /// Orders that may wait to be carried out.
 const ORDERS: usize = 16;
-
-/// How long timing a variant may take, in microseconds.
-const PROFILED_WITHIN: u32 = 300_000_000;
 
 /// How long after a change of the file it is read, so that a burst of changes is one.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -147,6 +145,7 @@ pub fn configured_source(config: &Config) -> Result<Arc<dyn Source>, ConfigError
 /// [`ConfigError`] for what a person must change; anything else that keeps it from starting.
 pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     let started = Instant::now();
+    let start = service::Start::begin();
     let config = options.load()?;
     crate::logging::start(config.log.level.as_str());
     let set = model_set(&config)?;
@@ -172,6 +171,7 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
         load_ms = started.elapsed().as_millis() as u64,
         "model loaded"
     );
+    start.step();
     let (budget, limit) = (config.model.budget(), config.model.memory_limit());
     let miss_rate = config.model.miss_rate;
     let lineup = Lineup::new(&set, &engine, model, chooser, budget, miss_rate, limit)?;
@@ -197,7 +197,7 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
         source,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = runtime.block_on(daemon.run(stop));
+    let ended = runtime.block_on(daemon.run(start, stop));
     // A model that is still being loaded, or a name that is still being looked up, does not count.
     runtime.shutdown_background();
     ended
@@ -227,18 +227,16 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn run(mut self, asked: impl Future<Output = ()>) -> Result<()> {
+    async fn run(mut self, start: service::Start, asked: impl Future<Output = ()>) -> Result<()> {
         let mut asked = pin!(asked);
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let (triggers, triggered) = mpsc::channel(1);
         let _watch = self.options.config.as_deref().map(|file| watch_file(file, &triggers));
-        // What changed while the model was loaded.
-        triggers.try_send(()).ok();
 
         if self.lineup.orders().0 == Chooser::Auto {
-            self.profile(self.config.model.profile_when)?;
+            self.profile(self.config.model.profile_when, &|| start.step())?;
         }
         let (stop, stopped) = flag::channel(false);
         let (notices, noticed) = mpsc::channel(NOTICES);
@@ -258,7 +256,8 @@ impl Daemon {
         };
         let publisher = tokio::spawn(Publisher::new(&self.config, channels).run());
 
-        let (keep, mut keep_ended, stop_keeping) = self.keep()?;
+        let kept = Pulse::default();
+        let (keep, mut keep_ended, stop_keeping) = self.keep(kept.clone())?;
         let (capture, mut capture_ended) = self.capture(board.clone(), notices.clone())?;
         let (pictures, pictured) = mpsc::channel(1);
         let (classify, mut classify_ended) =
@@ -273,9 +272,12 @@ impl Daemon {
         let (source, handoff) = (source.clone(), handoff.clone());
         let (gate, lineup) = (gate.clone(), lineup.clone());
         let inbox = Inbox { triggered, ordered, pictured };
+        let report = self.report(kept);
         let obey = tokio::spawn(self.obey(inbox, board, notices));
-        sd_notify::notify(&[NotifyState::Ready]).ok();
+        drop(start);
+        service::ready();
         tracing::info!("ready");
+        let report = tokio::spawn(report);
 
         loop {
             tokio::select! {
@@ -289,7 +291,8 @@ impl Daemon {
             }
         }
         tracing::info!("stopping");
-        sd_notify::notify(&[NotifyState::Stopping]).ok();
+        report.abort();
+        service::stopping();
         gate.stop();
         source.stop();
         handoff.close();
@@ -310,7 +313,7 @@ impl Daemon {
     }
 
     /// Starts the thread that brings predictions safely to the disk, and then lets their photos go.
-    fn keep(&self) -> Result<(Thread, oneshot::Receiver<()>, std_mpsc::Sender<()>)> {
+    fn keep(&self, pulse: Pulse) -> Result<(Thread, oneshot::Receiver<()>, std_mpsc::Sender<()>)> {
         let (outbox, keeper) = (self.outbox.clone(), self.keeper.clone());
         let pause = match self.config.outbox.sync {
             Sync::Interval => self.config.outbox.interval(),
@@ -319,7 +322,7 @@ impl Daemon {
         let (stop, stopped) = std_mpsc::channel::<()>();
         let (thread, ended) = spawn("keep", move || {
             loop {
-                let goes_on = stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout);
+                let goes_on = pulse.receive(&stopped, pause) == Err(RecvTimeoutError::Timeout);
                 outbox.flush();
                 keeper.settle();
                 if !goes_on {
@@ -393,13 +396,36 @@ impl Daemon {
         State { variant, budget, paused: self.gate.paused() }
     }
 
+    /// Tells the service manager how it goes; `kept` is the pulse of the thread that keeps predictions.
+    fn report(&self, kept: Pulse) -> impl Future<Output = ()> + use<> {
+        let pulses = vec![
+            ("capture", self.handoff.giving().clone()),
+            ("classify", self.handoff.taking().clone()),
+            ("keep", kept),
+            ("publish", self.health.pulse().clone()),
+        ];
+        let (stats, gate, health) = (self.stats.clone(), self.gate.clone(), self.health.clone());
+        service::report(pulses, move || {
+            let stats = stats.lock().unwrap_or_else(PoisonError::into_inner);
+            let paused = if gate.paused() { "; paused" } else { "" };
+            let away = if health.connected() { "" } else { "; no broker" };
+            format!("{}{paused}{away}", stats.glance())
+        })
+    }
+
     /// Carries out orders, and takes over what changed in the configuration each time it is told to
     /// look. Tells on `board` what holds afterwards.
     async fn obey(mut self, mut inbox: Inbox, board: Arc<Board>, notices: mpsc::Sender<Notice>) {
         let period = self.config.mqtt.stats();
         let mut next = tokio::time::Instant::now() + period.unwrap_or_default();
+        let (look, mut started) = (tokio::time::Instant::now() + DEBOUNCE, false);
         loop {
             let result = tokio::select! {
+                // What changed while the model was loaded.
+                () = tokio::time::sleep_until(look), if !started => {
+                    started = true;
+                    self.take_over().await
+                }
                 () = tokio::time::sleep_until(next), if period.is_some() => {
                     next += period.unwrap_or_default();
                     let stats = self.stats();
@@ -418,6 +444,7 @@ impl Daemon {
                     }
                     tokio::time::sleep(DEBOUNCE).await;
                     inbox.triggered.try_recv().ok();
+                    let _reload = service::reloading();
                     self.take_over().await
                 }
                 Some((name, payload)) = inbox.ordered.recv() => match Order::parse(&name, &payload) {
@@ -534,7 +561,7 @@ impl Daemon {
                 self.lineup
                     .choose_automatically()
                     .map_err(|problem| Refused::Order(format!("variant/set: auto {problem}")))?;
-                self.profile(ProfileWhen::Background).map_err(Refused::Model)?;
+                self.profile(ProfileWhen::Background, &|| {}).map_err(Refused::Model)?;
             }
             Order::Variant(Chooser::Fixed(name)) => {
                 let known = self.set.position(&name);
@@ -557,7 +584,8 @@ impl Daemon {
     }
 
     /// Sees to it that what each variant costs becomes known, once.
-    fn profile(&mut self, when: ProfileWhen) -> Result<()> {
+    /// Calls `step` before each variant if that is done at once.
+    fn profile(&mut self, when: ProfileWhen, step: &dyn Fn()) -> Result<()> {
         if std::mem::replace(&mut self.profiling, true) {
             return Ok(());
         }
@@ -582,7 +610,7 @@ impl Daemon {
         match when {
             ProfileWhen::Start => {
                 for index in untimed {
-                    sd_notify::notify(&[NotifyState::ExtendTimeoutUsec(PROFILED_WITHIN)]).ok();
+                    step();
                     time(index);
                 }
             }
@@ -616,7 +644,7 @@ impl Daemon {
                     self.lineup.choose_automatically().map_err(|problem| {
                         Refused::Configuration(new.wrong("model.policy", "auto", problem))
                     })?;
-                    self.profile(ProfileWhen::Background).map_err(Refused::Model)?;
+                    self.profile(ProfileWhen::Background, &|| {}).map_err(Refused::Model)?;
                 }
                 Chooser::Fixed(name) => self.fix(name).await?,
             }

@@ -17,13 +17,15 @@
 //! for the retained topics: what may be ordered, what [`stable`] has seen for longer than a frame, and how
 //! [`homeassistant`] shows all of this. [`stats`] sums up how frames fared, [`thermal`] how hot it got.
 //!
+//! [`service`] tells systemd how all this goes, as long as each part has a [`pulse`].
+//!
 //! [`compare`] lets every variant answer for one picture, each through [`measure`], which runs the same
 //! pipeline in a process of its own; [`simulate`] shows what choosing does without any model, and
 //! [`watch`] tells the source and the daemon what happens in a folder.
 //!
-//! Arrows point one way: values and decisions (`manifest`, `event`, `select`, `distribution`, `svg`),
-//! then `config`, then one outside thing each (`preprocess`, `watch`, `logging`, `control`, `simulate`,
-//! `thermal`), then what is built on these (`source`, `model`, `outbox`, `stats`, `stable`,
+//! Arrows point one way: values and decisions (`manifest`, `event`, `select`, `distribution`, `svg`,
+//! `pulse`), then `config`, then one outside thing each (`preprocess`, `watch`, `logging`, `control`,
+//! `simulate`, `thermal`, `service`), then what is built on these (`source`, `model`, `outbox`, `stats`, `stable`,
 //! `homeassistant`), then `pipeline`, then `publish` and `measure`, then `profile` and `compare`, `lineup`,
 //! `classify`, `board` and last `daemon`. The binary adds the commands; one of them is `demo`, which runs
 //! the daemon beside a small broker and a subscriber.
@@ -58,6 +60,8 @@ pub mod thermal;
 
 pub mod daemon;
 pub mod logging;
+pub mod pulse;
+pub mod service;
 
 pub mod compare;
 pub mod distribution;

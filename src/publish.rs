@@ -29,6 +29,7 @@ use crate::config::{Config, ConfigError};
 use crate::event::{Failure, Prediction};
 use crate::homeassistant;
 use crate::outbox::{Kind, Outbox, Record};
+use crate::pulse::{BEAT, Pulse};
 
 /// Records that may be on their way to the broker at once.
 const UNACKNOWLEDGED: usize = 16;
@@ -102,11 +103,17 @@ pub struct Channels {
 /// How the connection fares.
 #[derive(Debug, Default)]
 pub struct Health {
+    pulse: Pulse,
     connected: AtomicBool,
     reconnects: AtomicU64,
 }
 
 impl Health {
+    /// Stamped by the publisher, whether there is a connection or not.
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
     /// Whether there is a connection.
     pub fn connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
@@ -146,6 +153,7 @@ impl Publisher {
         let mut away = false;
         let mut refusal = None;
         loop {
+            self.channels.health.pulse.beat();
             let started = Instant::now();
             let end = self.run_once(&mut away).await;
             self.channels.health.connected.store(false, Ordering::Relaxed);
@@ -219,6 +227,7 @@ impl Publisher {
         let (mut waiting, mut position) = (VecDeque::new(), 0);
         let (mut ended, mut last_call, mut due) = (false, None, true);
         loop {
+            health.pulse.beat();
             let open = last_call.is_none_or(|last_call| Instant::now() < last_call);
             while open && waiting.len() < UNACKNOWLEDGED {
                 let Some(record) = outbox.next(position) else { break };
@@ -263,7 +272,7 @@ impl Publisher {
                 },
                 () = fresh.notified() => {}
                 Ok(()) = retained.changed() => due = true,
-                () = sleep(AGAIN), if due => {}
+                () = sleep(if due { AGAIN } else { BEAT }) => {}
                 () = told(stop), if last_call.is_none() => {
                     last_call = Some(Instant::now() + GRACE);
                 }

@@ -15,6 +15,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::preprocess::Raw;
+use crate::pulse::Pulse;
 
 /// A picture that nobody has decoded yet.
 #[derive(Clone)]
@@ -84,7 +85,7 @@ impl std::fmt::Debug for Picture {
 pub trait Source: Send + Sync {
     /// Puts frames into `handoff` until [`stop`](Self::stop) or until the handoff is closed, and tells
     /// whenever its [`Condition`] changes. What can be mended, a camera that was pulled out, is tried
-    /// again and again. Called once.
+    /// again and again. Stamps [`Handoff::giving`] while there is no frame. Called once.
     fn run(&self, handoff: &Handoff, tell: &dyn Fn(Condition));
 
     /// Makes [`run`](Self::run) return soon.
@@ -122,6 +123,8 @@ pub struct Condition {
 pub struct Handoff {
     slot: Mutex<Slot>,
     changed: Condvar,
+    giving: Pulse,
+    taking: Pulse,
 }
 
 #[derive(Debug, Default)]
@@ -139,13 +142,13 @@ impl Handoff {
     /// Waits until there is room for `frame`. False, and the frame gone, once it is closed.
     pub fn put(&self, frame: Frame) -> bool {
         let full = |slot: &mut Slot| slot.frame.is_some() && !slot.closed;
-        let slot = self.changed.wait_while(self.lock(), full);
-        self.fill(slot.unwrap_or_else(PoisonError::into_inner), frame)
+        self.fill(self.giving.wait_while(&self.changed, self.lock(), full), frame)
     }
 
     /// Puts `frame` in the place of one that nobody took, which is dropped and counted. False once it
     /// is closed.
     pub fn replace(&self, frame: Frame) -> bool {
+        self.giving.beat();
         let mut slot = self.lock();
         slot.dropped += u64::from(slot.frame.is_some());
         self.fill(slot, frame)
@@ -162,11 +165,20 @@ impl Handoff {
     /// Waits for a frame; nothing once it is closed.
     pub fn take(&self) -> Option<Frame> {
         let empty = |slot: &mut Slot| slot.frame.is_none() && !slot.closed;
-        let slot = self.changed.wait_while(self.lock(), empty);
-        let mut slot = slot.unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.taking.wait_while(&self.changed, self.lock(), empty);
         let frame = slot.frame.take().filter(|_| !slot.closed);
         self.changed.notify_all();
         frame
+    }
+
+    /// Stamped by whoever puts frames here, also while there are none.
+    pub fn giving(&self) -> &Pulse {
+        &self.giving
+    }
+
+    /// Stamped by whoever takes them.
+    pub fn taking(&self) -> &Pulse {
+        &self.taking
     }
 
     /// How many frames were dropped so far because a newer one came.

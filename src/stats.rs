@@ -1,6 +1,7 @@
 //! What happened to the frames, and how the machine fares: the messages on `stats`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -19,6 +20,18 @@ pub struct Stats {
     switches: u64,
     by_variant: BTreeMap<String, u64>,
     last: Option<String>,
+    glance: Glance,
+}
+
+/// How it goes, in a few words: what [`Stats`] have seen since the start.
+#[derive(Clone, Debug, Default)]
+pub struct Glance {
+    frames: u64,
+    late: u64,
+    /// The last variant.
+    variant: String,
+    /// What the last frames took.
+    recent: VecDeque<Duration>,
 }
 
 /// Message on `stats`.
@@ -88,6 +101,9 @@ pub struct Summary {
 /// The most latencies that percentiles are taken of; of more, the first ones count.
 const MOST: usize = 100_000;
 
+/// The frames that a [`Glance`] has the median of.
+const RECENT: usize = 100;
+
 impl Stats {
     /// A frame was classified.
     pub fn count(&mut self, variant: &str, total: Duration, in_time: Option<bool>) {
@@ -95,6 +111,7 @@ impl Stats {
             self.totals.push(total);
         }
         self.misses += u64::from(in_time == Some(false));
+        self.glance.count(variant, total, in_time);
         self.switches += u64::from(self.last.as_ref().is_some_and(|last| last != variant));
         *self.by_variant.entry(variant.to_owned()).or_default() += 1;
         self.last = Some(variant.to_owned());
@@ -110,11 +127,16 @@ impl Stats {
         self.skipped += 1;
     }
 
+    /// How it goes.
+    pub fn glance(&self) -> &Glance {
+        &self.glance
+    }
+
     /// The summary so far; from here on everything is counted anew.
     pub fn take(&mut self) -> Summary {
-        let last = self.last.clone();
+        let (last, glance) = (self.last.clone(), std::mem::take(&mut self.glance));
         let Self { totals, misses, rejected, skipped, switches, by_variant, .. } =
-            std::mem::replace(self, Self { last, ..Self::default() });
+            std::mem::replace(self, Self { last, glance, ..Self::default() });
         let frames: u64 = by_variant.values().sum();
         let times = (!totals.is_empty()).then(|| Distribution::of(totals));
         let ms = |of: fn(&Distribution) -> Duration| times.as_ref().map(|t| milliseconds(of(t)));
@@ -131,6 +153,30 @@ impl Stats {
             switches,
             by_variant,
         }
+    }
+}
+
+impl Glance {
+    fn count(&mut self, variant: &str, total: Duration, in_time: Option<bool>) {
+        self.frames += 1;
+        self.late += u64::from(in_time == Some(false));
+        variant.clone_into(&mut self.variant);
+        self.recent.truncate(RECENT - 1);
+        self.recent.push_front(total);
+    }
+}
+
+/// `scaled: 83.1 ms a frame (median of the last 100), 3 of 1200 late`
+impl fmt::Display for Glance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { frames, late, variant, recent } = self;
+        if recent.is_empty() {
+            return f.write_str("no frame yet");
+        }
+        let median = milliseconds(Distribution::of(recent.iter().copied().collect()).median);
+        let count = recent.len();
+        write!(f, "{variant}: {median:.1} ms a frame (median of the last {count}), ")?;
+        write!(f, "{late} of {frames} late")
     }
 }
 
@@ -155,6 +201,10 @@ mod tests {
         stats.count("b", Duration::from_millis(1), None);
         let next = stats.take();
         assert_eq!((next.frames, next.switches, next.misses), (1, 1, 0));
+        assert_eq!(
+            stats.glance().to_string(),
+            "b: 20.0 ms a frame (median of the last 5), 1 of 5 late"
+        );
         let none = stats.take();
         assert_eq!((none.frames, none.p50_ms, none.miss_rate), (0, None, None));
     }

@@ -2,66 +2,15 @@
 
 use std::fs::{self, File};
 use std::io::{BufReader, Write, stdout};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
-use clap::{Args, value_parser};
 use serde::Serialize;
-use vggd::event::LONGEST_MS;
 use vggd::simulate::trace::{self, Frame, Scenario};
-use vggd::simulate::{self, Candidate, Policy, Summary};
+use vggd::simulate::{self, Candidate, Summary};
 
 use super::{print_json, print_table, write};
-
-/// What to replay, and what to show of it.
-#[derive(Args)]
-pub(crate) struct Simulation {
-    /// A trace to replay
-    #[arg(long, value_name = "FILE", conflicts_with = "scenario")]
-    trace: Option<PathBuf>,
-    /// A made-up trace: steady, step, thermal, spikes, memory, budget or all
-    #[arg(long, value_name = "NAME")]
-    scenario: Option<Scenario>,
-    /// The budget in made-up traces; 0: none
-    #[arg(long, value_name = "MS", default_value_t = 400.0, value_parser = budget)]
-    budget_ms: f64,
-    /// Which of the made-up traces of that kind, or the first of many
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-    /// How many traces of each scenario
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = value_parser!(u64).range(1..=10_000))]
-    seeds: u64,
-    /// What each variant takes undisturbed [default: a board like a Raspberry Pi 4]
-    #[arg(long, value_name = "FILE")]
-    profile: Option<PathBuf>,
-    /// Who chooses: auto, oracle, or always the variant of that name
-    #[arg(long, value_name = "POLICY", default_value = "auto")]
-    policy: Policy,
-    /// Share of frames that auto may let be late
-    #[arg(long, value_name = "SHARE", default_value_t = 0.05, value_parser = share)]
-    miss_rate: f64,
-    /// Draw the trace, as SVG
-    #[arg(long, value_name = "FILE")]
-    picture: Option<PathBuf>,
-    /// Write the made-up trace
-    #[arg(long, value_name = "FILE", requires = "scenario")]
-    write_trace: Option<PathBuf>,
-    /// One JSON object a frame on stdout, and the summary last; or one a scenario
-    #[arg(long)]
-    json: bool,
-}
-
-/// A budget in milliseconds, as an argument.
-pub(crate) fn budget(text: &str) -> Result<f64, String> {
-    let budget = text.parse().map_err(|_| "not a number of milliseconds")?;
-    let sane = (0.0..=LONGEST_MS).contains(&budget);
-    if sane { Ok(budget) } else { Err("must be from 0 to 3600000".to_owned()) }
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    let share = text.parse().map_err(|_| "not a number")?;
-    if (0.0..1.0).contains(&share) { Ok(share) } else { Err("must be from 0 to 1".to_owned()) }
-}
+use crate::arguments::Simulation;
 
 /// One scenario with many seeds: the mean, and the worst of them.
 #[derive(Serialize)]

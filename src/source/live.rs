@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Condition, Frame, Handoff, Picture};
+use crate::pulse::Pulse;
 
 /// The first pause before a reader is started again, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
@@ -138,7 +139,8 @@ impl Live {
                 pause = PAUSE.0;
             }
             teller.tell(Condition { working: false, detail: why });
-            if stopped_within(&inbox, pause.mul_f64(0.5 + fastrand::f64() / 2.0)) {
+            if stopped_within(&inbox, handoff.giving(), pause.mul_f64(0.5 + fastrand::f64() / 2.0))
+            {
                 return;
             }
             pause = (pause * 2).min(PAUSE.1);
@@ -158,7 +160,8 @@ impl Live {
         let mut detail = "not open yet".to_owned();
         let mut deadline = Instant::now() + self.timeout;
         loop {
-            match inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match handoff.giving().receive(inbox, left) {
                 Ok((_, Event::Stop)) => return End::Stopped,
                 Ok((reader, _)) if reader != number => {}
                 Ok((_, Event::Opened(how))) => detail = how,
@@ -178,10 +181,10 @@ impl Live {
 }
 
 /// Whether it is stopped before `pause` is over.
-fn stopped_within(inbox: &Receiver<(u64, Event)>, pause: Duration) -> bool {
+fn stopped_within(inbox: &Receiver<(u64, Event)>, pulse: &Pulse, pause: Duration) -> bool {
     let end = Instant::now() + pause;
     loop {
-        match inbox.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        match pulse.receive(inbox, end.saturating_duration_since(Instant::now())) {
             Ok((_, Event::Stop)) => return true,
             Ok(_) => {}
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return false,

@@ -294,7 +294,7 @@ impl Drop for Subscriber {
 pub struct Daemon {
     folder: TempDir,
     child: Option<Child>,
-    notifications: UnixDatagram,
+    notifications: Receiver<String>,
     environment: BTreeMap<String, PathBuf>,
 }
 
@@ -303,8 +303,7 @@ impl Daemon {
     pub fn new(broker: &Broker) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("incoming")).unwrap();
-        let notifications = UnixDatagram::bind(folder.path().join("notify")).unwrap();
-        notifications.set_read_timeout(Some(PATIENCE)).unwrap();
+        let notifications = notifications(&folder.path().join("notify"));
         let environment = BTreeMap::new();
         let daemon = Self { folder, child: None, notifications, environment };
         daemon.configure(broker.port, "baseline", "");
@@ -356,6 +355,12 @@ impl Daemon {
 
     /// Starts it and waits until it says that it is ready.
     pub fn start(&mut self) {
+        self.launch();
+        self.notified("READY=1");
+    }
+
+    /// Starts it.
+    pub fn launch(&mut self) {
         let log = self.folder.path().join("log");
         let log = fs::File::options().append(true).create(true).open(log).unwrap();
         let mut command = vggd();
@@ -363,15 +368,25 @@ impl Daemon {
         command.env("NOTIFY_SOCKET", self.folder.path().join("notify"));
         command.envs(&self.environment);
         self.child = Some(start(command.stderr(log)));
-        let mut buffer = [0; 256];
-        loop {
-            let length = self.notifications.recv(&mut buffer).unwrap_or_else(|error| {
-                panic!("not ready: {error}\n{}", self.log());
-            });
-            if String::from_utf8_lossy(&buffer[..length]).contains("READY=1") {
-                return;
-            }
+    }
+
+    /// The next notification of the service manager that has `part` in it, and those before it.
+    pub fn notified(&self, part: &str) -> Vec<String> {
+        let mut heard: Vec<String> = Vec::new();
+        let deadline = Instant::now() + PATIENCE;
+        while !heard.last().is_some_and(|last| last.contains(part)) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let next = self.notifications.recv_timeout(left);
+            heard.push(next.unwrap_or_else(|_| panic!("no {part} in {heard:?}\n{}", self.log())));
         }
+        heard
+    }
+
+    /// What the service manager is notified of within `time`.
+    pub fn notified_within(&self, time: Duration) -> Vec<String> {
+        let deadline = Instant::now() + time;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        std::iter::from_fn(|| self.notifications.recv_timeout(left()).ok()).collect()
     }
 
     pub fn started(broker: &Broker) -> Self {
@@ -435,6 +450,21 @@ impl Daemon {
     }
 }
 
+/// What is sent to the socket `path`, read at once so that nobody has to wait for room in it.
+fn notifications(path: &Path) -> Receiver<String> {
+    let socket = UnixDatagram::bind(path).unwrap();
+    let (sender, heard) = channel();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 1024];
+        while let Ok(length) = socket.recv(&mut buffer) {
+            if sender.send(String::from_utf8_lossy(&buffer[..length]).into_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    heard
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
@@ -455,7 +485,9 @@ pub fn vggd() -> Command {
             command.env_remove(name);
         }
     }
-    for name in ["RUST_LOG", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY", "SSL_CERT_FILE"] {
+    for name in
+        ["RUST_LOG", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY", "WATCHDOG_USEC", "SSL_CERT_FILE"]
+    {
         command.env_remove(name);
     }
     command

@@ -102,7 +102,7 @@ impl<'a> Finder<'a> {
             // All that is known must be heard before the folder is listed or a photo is taken: a
             // photo that somebody began to write looks complete until then.
             loop {
-                match inbox.recv_timeout(self.idle()) {
+                match handoff.giving().receive(inbox, self.idle()) {
                     Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                     Ok(Signal::Change(change)) => self.hear(change),
                     Ok(Signal::Replaced) => self.next_scan = Instant::now(),
