@@ -23,6 +23,9 @@ pub const DEFAULT_PATH: &str = "/etc/vggd/vggd.toml";
 /// Keys that a running daemon takes over at once when its file changes.
 pub const LIVE: [&str; 4] = ["model.budget_ms", "model.miss_rate", "model.policy", "model.variant"];
 
+/// A TiB in MiB, and less where one allocation cannot be larger.
+const MOST_MEGABYTES: u64 = if usize::BITS < 64 { isize::MAX as u64 >> 20 } else { 1 << 20 };
+
 const ENVIRONMENT: &str = "VGGD";
 const SEPARATOR: &str = "__";
 
@@ -567,8 +570,8 @@ impl Config {
         let directory = source.directory.display();
         let named = !source.directory.as_os_str().is_empty();
         check(named, "source.directory", &directory, "names no folder")?;
-        let megabytes = 8..=1 << 20;
-        let range = "must be from 8 to 1048576";
+        let megabytes = 8..=MOST_MEGABYTES;
+        let range = &format!("must be from 8 to {MOST_MEGABYTES}");
         let file = source.max_file_mb;
         check(megabytes.contains(&file), "source.max_file_mb", &file, range)?;
         let memory = source.decode_memory_mb;

@@ -131,6 +131,15 @@ mod tests {
         assert_eq!(Isa::by_name("plain"), Some(Isa::PLAIN));
     }
 
+    /// Who runs the tests on a certain processor says in `VGGD_ISA` what it must be fast with: one
+    /// that is not found is not tested either.
+    #[test]
+    fn the_processor_has_what_it_should() {
+        if let Ok(name) = std::env::var("VGGD_ISA") {
+            assert_eq!(Isa::detect().name(), name);
+        }
+    }
+
     #[test]
     fn every_name_finds_its_instruction_set() {
         for isa in Isa::all() {

@@ -103,7 +103,8 @@ impl<'a> Files<'a> {
         let location = entry("location").context("external data without location")?;
         let map = self.map(location)?;
         let offset = entry("offset").unwrap_or("0").parse::<usize>()?;
-        let length = tensor.dims.iter().product::<i64>() as usize * size_of::<T>();
+        let length = bytes_of::<T>(&tensor.dims)
+            .with_context(|| format!("'{}' cannot be {:?}", tensor.name, tensor.dims))?;
         let range = offset..offset.saturating_add(length);
         let bytes = map.get(range.clone()).with_context(|| {
             let bytes = map.len();
@@ -130,6 +131,12 @@ impl<'a> Files<'a> {
     }
 }
 
+/// Bytes of a tensor, if it has a size and this machine has addresses for it.
+fn bytes_of<T>(dims: &[i64]) -> Option<usize> {
+    let mut dims = dims.iter().map(|&dim| usize::try_from(dim).ok());
+    dims.try_fold(size_of::<T>(), |bytes, dim| bytes.checked_mul(dim?))
+}
+
 /// Weights that are ready to be used.
 pub(super) enum Weights<T> {
     /// A slice of a mapped file, kept mapped.
@@ -145,5 +152,23 @@ impl<T: bytemuck::Pod> Weights<T> {
             Self::Mapped(map, range) => bytemuck::cast_slice(&map[range.clone()]),
             Self::Widened(values) => values,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_with_more_bytes_than_addresses_is_none() {
+        let check = |dims: &[i64], expected| {
+            assert_eq!(bytes_of::<f32>(dims), expected, "{dims:?}");
+        };
+        check(&[], Some(4));
+        check(&[64, 3, 3, 3], Some(64 * 27 * 4));
+        check(&[1 << 32, 1 << 32], None);
+        check(&[isize::MAX as i64, 3], None);
+        check(&[usize::MAX as i64], None);
+        check(&[-1, -4], None);
     }
 }
