@@ -137,6 +137,7 @@ fn a_snapshot_is_taken_during_a_pause() {
     let broker = Broker::running();
     let witness = broker.subscribe();
     let daemon = Daemon::started(&broker);
+    assert_eq!(witness.next("pause").payload, "OFF");
     broker.publish("vggd/test/pause/set", "ON", &[]);
     until("the pause begins", || witness.next("pause").payload == "ON");
     for number in 0..3 {
@@ -154,6 +155,8 @@ fn every_variant_is_compared_on_the_last_frame() {
     let broker = Broker::running();
     let witness = broker.subscribe();
     let daemon = Daemon::started(&broker);
+    // It hears orders as soon as it has told what holds.
+    assert_eq!(witness.next("pause").payload, "OFF");
     broker.publish("vggd/test/compare/set", "", &[]);
     let error = witness.next("error").json();
     assert_eq!(error["message"], "compare/set: no frame was classified so far");
