@@ -173,7 +173,7 @@ impl Keeper {
 pub struct Seen {
     /// The picture, in memory.
     pub picture: Arc<Picture>,
-    /// What was said of it.
+    /// What was said of it, which has no sequence yet.
     pub prediction: Arc<Prediction>,
     /// When it was captured.
     pub captured_at: SystemTime,
@@ -302,12 +302,13 @@ impl Classifier {
         );
         let picture = std::mem::replace(&mut frame.picture, Picture::Encoded(Vec::new()));
         let captured_at = frame.captured_at;
+        // Before anybody can hear of it, and order something that is about it.
+        let (picture, seen) = (Arc::new(picture), Arc::new(prediction.clone()));
+        (self.seen)(Seen { picture, prediction: seen, captured_at, snapshot });
         self.keeper.keep(frame, Kind::Prediction, None, |sequence| {
             prediction.sequence = sequence;
             prediction.json()
         });
-        let (picture, prediction) = (Arc::new(picture), Arc::new(prediction));
-        (self.seen)(Seen { picture, prediction, captured_at, snapshot });
         Ok(())
     }
 

@@ -49,8 +49,11 @@ impl Folder {
         let file = self.base.path().join("vggd.toml");
         let settle = SETTLE.as_millis();
         let path = self.path();
-        let text =
-            format!("[source]\ndirectory = '{}'\nsettle_ms = {settle}\n{lines}\n", path.display());
+        let text = format!("[source]\ndirectory = '{}'\n{lines}\n", path.display());
+        let text = match lines.contains("settle_ms") {
+            true => text,
+            false => text + &format!("settle_ms = {settle}\n"),
+        };
         fs::write(&file, text).unwrap();
         let config = Config::load(Some(&file)).unwrap();
         Directory::open(&config.source, &self.ledger()).unwrap()
@@ -419,6 +422,25 @@ fn a_photo_replaced_under_way_is_given_again_and_not_taken_for_the_first() {
         running.nothing_else(&folder);
         let rejected = folder.list("failed");
         assert!(rejected.is_empty(), "{rejected:?}");
+    }
+}
+
+#[test]
+fn a_photo_put_in_the_place_of_one_that_leaves_is_given_too() {
+    for afterwards in ["archive", "delete"] {
+        let folder = Folder::new();
+        let running = folder.start(&format!("afterwards = '{afterwards}'\nsettle_ms = 1"));
+        folder.put("latest.jpg", "0");
+        for round in 1..300 {
+            let frame = running.next();
+            assert_eq!(read(&frame), (round - 1).to_string());
+            std::thread::scope(|scope| {
+                scope.spawn(|| running.directory.finish(&frame).unwrap());
+                folder.put("latest.jpg", &round.to_string());
+            });
+        }
+        let last = running.next();
+        assert_eq!(read(&last), "299");
     }
 }
 

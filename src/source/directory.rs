@@ -157,17 +157,32 @@ impl Directory {
         })
     }
 
-    /// Does `what` with the photo, unless it was replaced meanwhile: then the new one is found. If it
-    /// still lies there afterwards, it is not given again.
+    /// Moves the photo with `away`, and does `last` with it where it then lies. What is moved may be another
+    /// photo that was put in its place at that moment: that goes back, and is found there.
     fn conclude(
         &self,
         frame: &Frame,
-        what: impl FnOnce(&Path) -> io::Result<()>,
+        away: impl FnOnce(&Path) -> io::Result<Option<PathBuf>>,
+        last: impl FnOnce(&Path) -> io::Result<()>,
     ) -> io::Result<()> {
         let Some(file) = &frame.file else { return Ok(()) };
+        let name = file.path.file_name().expect("a photo has a name");
         let now = || Some(Identity::of(&file.path).ok()??.0);
+        // A link may lead elsewhere from there.
+        let is_other = |moved: &Path| {
+            !moved.is_symlink()
+                && Identity::under(name, moved)
+                    .is_ok_and(|found| found.is_some_and(|(identity, _)| identity != file.identity))
+        };
         let result = match now() == Some(file.identity) {
-            true => what(&file.path),
+            true => away(&file.path).and_then(|moved| match moved {
+                Some(moved) if is_other(&moved) => {
+                    aside::put_back(&moved, &file.path);
+                    Ok(())
+                }
+                Some(moved) => last(&moved),
+                None => Ok(()),
+            }),
             false => Ok(()),
         };
         let left = now();
@@ -175,9 +190,9 @@ impl Directory {
             true => self.done.lock().unwrap().record(file.identity),
             false => Ok(()),
         };
-        let name = file.path.file_name().expect("a photo has a name");
         self.under_way.lock().unwrap().remove(name);
-        if left.is_some_and(|identity| identity != file.identity) {
+        // What was put there before this line was not heard of.
+        if now().is_some_and(|identity| identity != file.identity) {
             self.signals.send(Signal::Replaced).ok();
         }
         result.and(recorded)
@@ -193,6 +208,8 @@ impl Source for Directory {
         if let Err(error) = self.compact() {
             tracing::warn!(%error, "cannot shorten the list of photos that are done");
         }
+        // If it cannot be listed, the finder says so.
+        aside::show_hidden(&self.path).ok();
         Finder::new(self, watch, tell).run(&inbox, handoff);
     }
 
@@ -202,18 +219,25 @@ impl Source for Directory {
 
     /// The photo is archived, removed or left.
     fn finish(&self, frame: &Frame) -> io::Result<()> {
-        self.conclude(frame, |photo| match self.afterwards {
-            Afterwards::Archive => aside::move_into(&self.path.join("done"), photo, "").map(drop),
-            Afterwards::Delete => fs::remove_file(photo),
-            Afterwards::Keep => Ok(()),
-        })
+        let done = self.path.join("done");
+        match self.afterwards {
+            Afterwards::Archive => {
+                let archive = |photo: &Path| aside::move_into(&done, photo, "").map(Some);
+                self.conclude(frame, archive, |_| Ok(()))
+            }
+            Afterwards::Delete => {
+                self.conclude(frame, aside::hide, |hidden| fs::remove_file(hidden))
+            }
+            Afterwards::Keep => self.conclude(frame, |_| Ok(None), |_| Ok(())),
+        }
     }
 
     /// The photo goes to `failed/`, and then `reason` into a text file beside it.
     fn reject(&self, frame: &Frame, reason: &str) -> io::Result<()> {
-        self.conclude(frame, |photo| {
-            let moved = aside::move_into(&self.path.join("failed"), photo, ".txt")?;
-            fs::write(aside::with(&moved, ".txt"), format!("{reason}\n"))
+        let failed = self.path.join("failed");
+        let move_away = |photo: &Path| aside::move_into(&failed, photo, ".txt").map(Some);
+        self.conclude(frame, move_away, |moved| {
+            fs::write(aside::with(moved, ".txt"), format!("{reason}\n"))
         })
     }
 }

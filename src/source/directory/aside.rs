@@ -6,6 +6,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
 /// The most bytes of a file's name.
 const LONGEST: usize = 255;
 
@@ -39,6 +41,45 @@ pub(super) fn move_into(folder: &Path, photo: &Path, beside: &str) -> io::Result
         moved => moved?,
     }
     Ok(target)
+}
+
+/// What names begin with of photos that are about to be removed.
+const HIDDEN: &[u8] = b".vggd-";
+
+/// Hides `photo` in its folder, and gives its new path. If its name is too long for that, removes it.
+///
+/// # Errors
+/// When the system does not allow it.
+pub(super) fn hide(photo: &Path) -> io::Result<Option<PathBuf>> {
+    let name = photo.file_name().expect("a photo has a name");
+    let hidden = [HIDDEN, name.as_bytes()].concat();
+    if hidden.len() > LONGEST {
+        fs::remove_file(photo)?;
+        return Ok(None);
+    }
+    let hidden = photo.with_file_name(OsString::from_vec(hidden));
+    fs::rename(photo, &hidden)?;
+    Ok(Some(hidden))
+}
+
+/// Gives what lies hidden in `folder` its name back, after a crash.
+///
+/// # Errors
+/// When the folder cannot be listed.
+pub(super) fn show_hidden(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().as_bytes();
+        if let Some(name) = name.strip_prefix(HIDDEN).filter(|name| !name.is_empty()) {
+            put_back(&path, &path.with_file_name(OsStr::from_bytes(name)));
+        }
+    }
+    Ok(())
+}
+
+/// Moves a photo back to where it was; not if another one lies there by now, which has taken its place.
+pub(super) fn put_back(moved: &Path, photo: &Path) {
+    renameat_with(CWD, moved, CWD, photo, RenameFlags::NOREPLACE).ok();
 }
 
 /// `path` with `ending` after its name.

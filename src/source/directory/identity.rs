@@ -1,6 +1,7 @@
 //! What a photo is known by: its name and what the system says about its content, which nobody has
 //! to read for that.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, Metadata};
 use std::io;
@@ -20,6 +21,11 @@ impl Identity {
     /// That of the file at `path` as it is now; nothing if there is none, or something else: a folder,
     /// a link that leads nowhere.
     pub(super) fn of(path: &Path) -> io::Result<Option<(Self, Metadata)>> {
+        Self::under(path.file_name().unwrap_or_default(), path)
+    }
+
+    /// The same, as if the file were called `name`.
+    pub(super) fn under(name: &OsStr, path: &Path) -> io::Result<Option<(Self, Metadata)>> {
         let metadata = match fs::metadata(path) {
             Ok(metadata) if metadata.is_file() => metadata,
             Ok(_) => return Ok(None),
@@ -29,7 +35,7 @@ impl Identity {
             Err(error) => return Err(error),
         };
         let mut digest = Sha256::new();
-        digest.update(path.file_name().unwrap_or_default().as_bytes());
+        digest.update(name.as_bytes());
         for part in [metadata.ino(), metadata.len()] {
             digest.update(part.to_le_bytes());
         }
