@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::config::{Config, SourceKind};
 use crate::control;
-use crate::event::{Class, Origin};
+use crate::event::{self, Class, Origin};
 use crate::homeassistant;
 use crate::publish::Retained;
 use crate::source::Condition;
@@ -88,7 +88,7 @@ impl Board {
         }
         let Condition { working, detail } = scene.condition.clone();
         let source = Origin { kind: scene.kind.as_str(), working, detail };
-        self.put("state", scene.stable.message(source, scene.throttled).json());
+        self.put("state", event::json(&scene.stable.message(source, scene.throttled)));
     }
 
     fn put(&self, name: &str, payload: Vec<u8>) {

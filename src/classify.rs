@@ -307,7 +307,7 @@ impl Classifier {
         (self.seen)(Seen { picture, prediction: seen, captured_at, snapshot });
         self.keeper.keep(frame, Kind::Prediction, None, |sequence| {
             prediction.sequence = sequence;
-            prediction.json()
+            event::json(&prediction)
         });
         Ok(())
     }
@@ -338,7 +338,7 @@ impl Classifier {
         };
         tracing::warn!(file, error = reason, "photo rejected");
         let failure = Failure::new("photo", Some(file), reason.clone());
-        self.keeper.keep(frame, Kind::Failure, Some(reason), |_| failure.json());
+        self.keeper.keep(frame, Kind::Failure, Some(reason), |_| event::json(&failure));
     }
 }
 

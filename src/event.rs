@@ -64,17 +64,17 @@ pub struct Failure {
     pub message: String,
 }
 
-impl Prediction {
-    /// The message.
-    pub fn json(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("a message is JSON")
-    }
+/// A message as it is published.
+pub fn json(message: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(message).expect("a message is JSON")
+}
 
+impl Prediction {
     /// A message marked as replayed; one that is no prediction stays as it is.
-    pub fn replayed(json: Vec<u8>) -> Vec<u8> {
-        match serde_json::from_slice::<Self>(&json) {
-            Ok(prediction) => Self { replayed: true, ..prediction }.json(),
-            Err(_) => json,
+    pub fn replayed(message: Vec<u8>) -> Vec<u8> {
+        match serde_json::from_slice::<Self>(&message) {
+            Ok(prediction) => json(&Self { replayed: true, ..prediction }),
+            Err(_) => message,
         }
     }
 }
@@ -83,11 +83,6 @@ impl Failure {
     /// A failure of now.
     pub fn new(kind: &'static str, file: Option<String>, message: String) -> Self {
         Self { schema: SCHEMA, at: timestamp(SystemTime::now()), kind, file, message }
-    }
-
-    /// The message.
-    pub fn json(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("a message is JSON")
     }
 }
 
@@ -114,13 +109,6 @@ pub struct State {
     pub source: Origin,
     /// Whether the board's firmware holds it back; null where it does not say.
     pub throttled: Option<bool>,
-}
-
-impl State {
-    /// The message.
-    pub fn json(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("a message is JSON")
-    }
 }
 
 /// A source, in the message on `state`.

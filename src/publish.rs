@@ -26,7 +26,7 @@ use tokio::time::{sleep, timeout, timeout_at};
 
 use self::connection::Trouble;
 use crate::config::{Config, ConfigError};
-use crate::event::{Failure, Prediction};
+use crate::event::{self, Failure, Prediction};
 use crate::homeassistant;
 use crate::outbox::{Kind, Outbox, Record};
 use crate::pulse::{BEAT, Pulse};
@@ -70,7 +70,7 @@ impl Notice {
 
     /// A message of JSON.
     pub fn json(topic: &'static str, message: &impl Serialize) -> Self {
-        Self::new(topic, serde_json::to_vec(message).expect("a message is JSON"))
+        Self::new(topic, event::json(message))
     }
 
     /// A message on `error`.

@@ -19,7 +19,6 @@ pub struct Stats {
     skipped: u64,
     switches: u64,
     by_variant: BTreeMap<String, u64>,
-    last: Option<String>,
     glance: Glance,
 }
 
@@ -111,10 +110,10 @@ impl Stats {
             self.totals.push(total);
         }
         self.misses += u64::from(in_time == Some(false));
-        self.glance.count(variant, total, in_time);
-        self.switches += u64::from(self.last.as_ref().is_some_and(|last| last != variant));
+        let Glance { frames, variant: last, .. } = &self.glance;
+        self.switches += u64::from(*frames > 0 && last != variant);
         *self.by_variant.entry(variant.to_owned()).or_default() += 1;
-        self.last = Some(variant.to_owned());
+        self.glance.count(variant, total, in_time);
     }
 
     /// A frame could not be classified.
@@ -134,9 +133,9 @@ impl Stats {
 
     /// The summary so far; from here on everything is counted anew.
     pub fn take(&mut self) -> Summary {
-        let (last, glance) = (self.last.clone(), std::mem::take(&mut self.glance));
+        let glance = std::mem::take(&mut self.glance);
         let Self { totals, misses, rejected, skipped, switches, by_variant, .. } =
-            std::mem::replace(self, Self { last, glance, ..Self::default() });
+            std::mem::replace(self, Self { glance, ..Self::default() });
         let frames: u64 = by_variant.values().sum();
         let times = (!totals.is_empty()).then(|| Distribution::of(totals));
         let ms = |of: fn(&Distribution) -> Duration| times.as_ref().map(|t| milliseconds(of(t)));

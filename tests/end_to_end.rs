@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
-use common::{Broker, Daemon, jpeg, packet, until};
+use common::{Broker, Daemon, jpeg, packet, published, until};
 use serde_json::Value;
 
 #[test]
@@ -300,10 +300,8 @@ fn without_an_acknowledgement_a_prediction_stays() {
 fn publish(socket: &mut TcpStream) -> (String, [u8; 2], Vec<u8>) {
     loop {
         let (first, body) = packet(socket).expect("the client stays connected");
-        if first & 0xf6 == 0x32 {
-            let end = 2 + usize::from(u16::from_be_bytes([body[0], body[1]]));
-            let topic = String::from_utf8(body[2..end].to_vec()).unwrap();
-            return (topic, [body[end], body[end + 1]], body[end + 2..].to_vec());
+        if let Some((topic, id, payload)) = published(first, &body) {
+            return (topic, id, payload.to_vec());
         }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::witness::not_run;
-use common::{Broker, Daemon, jpeg, packet, until};
+use common::{Broker, Daemon, jpeg, packet, published, until};
 use serde_json::Value;
 
 /// Between the daemon and the broker: hands packets on as they are, and tells of each prediction when the
@@ -52,12 +52,11 @@ fn connect(client: TcpStream, server: TcpStream, acknowledged: Sender<Value>) {
     let up = [client.try_clone().unwrap(), server.try_clone().unwrap()];
     std::thread::spawn(move || {
         hand_on(up, |first, body| {
-            if first & 0xf6 == 0x32 {
-                let end = 2 + usize::from(u16::from_be_bytes([body[0], body[1]]));
-                if body[2..end].ends_with(b"/prediction") {
-                    let prediction = serde_json::from_slice(&body[end + 2..]).unwrap();
-                    sent.lock().unwrap().insert([body[end], body[end + 1]], prediction);
-                }
+            if let Some((topic, id, payload)) = published(first, body)
+                && topic.ends_with("/prediction")
+            {
+                let prediction = serde_json::from_slice(payload).unwrap();
+                sent.lock().unwrap().insert(id, prediction);
             }
         });
     });

@@ -16,11 +16,8 @@ use common::{Broker, Daemon, jpeg, until};
 
 /// Resident memory in KiB and the number of open files of the daemon.
 fn held(daemon: &Daemon) -> (u64, usize) {
-    let process = format!("/proc/{}", daemon.id());
-    let status = fs::read_to_string(format!("{process}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    let memory = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    (memory, fs::read_dir(format!("{process}/fd")).unwrap().count())
+    let files = fs::read_dir(format!("/proc/{}/fd", daemon.id())).unwrap();
+    (daemon.memory("VmRSS:"), files.count())
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops::{self, FilterType};
-use image::{ImageFormat, RgbImage};
+use image::{ImageBuffer, ImageFormat, Rgb};
 
 use super::Photo;
 
@@ -46,9 +46,9 @@ pub fn to_png(photo: &Photo) -> Vec<u8> {
     png.into_inner()
 }
 
-fn image(photo: &Photo) -> RgbImage {
-    let rgb = photo.rgb.clone();
-    RgbImage::from_raw(photo.width, photo.height, rgb).expect("as many pixels as the size says")
+fn image(photo: &Photo) -> ImageBuffer<Rgb<u8>, &[u8]> {
+    let (width, height) = (photo.width, photo.height);
+    ImageBuffer::from_raw(width, height, photo.rgb()).expect("as many pixels as the size says")
 }
 
 #[cfg(test)]

@@ -443,9 +443,13 @@ impl Daemon {
 
     /// Largest resident memory so far in KiB.
     pub fn peak_memory(&self) -> u64 {
-        let pid = self.child.as_ref().unwrap().id();
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        self.memory("VmHWM:")
+    }
+
+    /// One of the system's figures of its memory, in KiB.
+    pub fn memory(&self, name: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 }
@@ -538,6 +542,16 @@ pub fn packet(socket: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
     let mut body = vec![0; length];
     socket.read_exact(&mut body).ok()?;
     Some((first, body))
+}
+
+/// Topic, packet id and payload, if a packet is a PUBLISH at QoS 1.
+pub fn published(first: u8, body: &[u8]) -> Option<(String, [u8; 2], &[u8])> {
+    if first & 0xf6 != 0x32 {
+        return None;
+    }
+    let end = 2 + usize::from(u16::from_be_bytes([body[0], body[1]]));
+    let topic = String::from_utf8(body[2..end].to_vec()).unwrap();
+    Some((topic, [body[end], body[end + 1]], &body[end + 2..]))
 }
 
 /// How often each file occurs among predictions.
