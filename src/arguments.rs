@@ -132,6 +132,9 @@ Examples:
     Check {
         #[command(flatten)]
         set: Set,
+        /// One JSON object on stdout
+        #[arg(long)]
+        json: bool,
     },
     /// Print the documented default configuration
     Defaults,

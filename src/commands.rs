@@ -2,6 +2,7 @@
 
 mod bench;
 mod simulate;
+mod table;
 
 use std::fs;
 use std::io::{IsTerminal, Read, Write, stderr, stdin, stdout};
@@ -24,6 +25,12 @@ use vggd::web;
 
 pub(crate) use bench::{BenchFiles, bench};
 pub(crate) use simulate::simulate;
+pub(crate) use table::print_table;
+
+use table::{bad, bar, faint, good, strong};
+
+/// Characters of the longest bar.
+const BAR: usize = 10;
 
 /// What `--json` says of a photo and a variant.
 #[derive(Serialize)]
@@ -60,7 +67,10 @@ pub(crate) fn classify(
         Some(name) => set.variant(name)?,
         None => daemon::configured_variant(config, &set)?,
     };
-    let model = Model::load(&set, variant, &Engine::configured(&config.model)?)?;
+    progress(&format!("loading {}", variant.name));
+    let model = Model::load(&set, variant, &Engine::configured(&config.model)?);
+    progress("");
+    let model = model?;
     let pipeline = Pipeline::new(&set, &config.source);
     let mut code = ExitCode::SUCCESS;
     for path in photos {
@@ -81,11 +91,13 @@ pub(crate) fn classify(
             continue;
         }
         let Timings { decode, preprocess, inference, total, .. } = timings_ms;
-        let mut out = stdout().lock();
+        let mut out = anstream::stdout().lock();
         writeln!(out, "{file}  ({}, {total:.1} ms)", model.name)?;
         for class in &answer.top {
-            let bar = "█".repeat((class.probability * 20.0).round() as usize);
-            writeln!(out, "  {:>6.2} %  {bar:<20}  {}", class.probability * 100.0, class.label)?;
+            let bar = bar(class.probability, 2 * BAR);
+            let padding = " ".repeat(2 * BAR - table::width(&bar));
+            let percent = class.probability * 100.0;
+            writeln!(out, "  {percent:>6.2} %  {bar}{padding}  {}", class.label)?;
         }
         writeln!(
             out,
@@ -124,21 +136,24 @@ pub(crate) fn compare(config: &Config, photo: &Path, runs: u32, json: bool) -> R
     if json {
         return Ok(());
     }
-    let names = ["", "input", "latency", "speed-up", "load", "files", "memory", "agrees", ""];
-    let mut head: Vec<String> = names.map(str::to_owned).into();
-    head.extend((1..=vggd::event::TOP).map(|rank| format!("top {rank}")));
+    let names = ["", "input", "latency", "", "speed-up", "load", "files", "memory", "agrees", ""]
+        .map(faint);
+    let mut head: Vec<String> = names.into();
+    head.extend((1..=vggd::event::TOP).map(|rank| faint(&format!("top {rank}"))));
     let mut columns = vec![head];
+    let slowest = cards.iter().map(|card| card.median_ms).fold(0.0, f64::max);
     for card in &cards {
         let side = set.variant(&card.variant)?.side();
         let mut column = vec![
-            card.variant.clone(),
+            strong(&card.variant),
             format!("{side} x {side}"),
             format!("{:.1} ms", card.median_ms),
+            bar(card.median_ms / slowest, BAR),
             format!("{:.2} x", card.speedup),
             format!("{:.0} ms", card.load_ms),
             format!("{:.1} MB", card.bytes as f64 / 1e6),
             format!("{} MiB", card.rss_mb),
-            if card.agrees { "yes" } else { "no" }.to_owned(),
+            if card.agrees { good("yes") } else { bad("no") },
             String::new(),
         ];
         column.extend(card.top.iter().map(|class| {
@@ -181,8 +196,20 @@ fn write(path: &Path, content: impl FnOnce(&mut Vec<u8>) -> Result<(), String>) 
     fs::write(path, bytes).with_context(|| path.display().to_string())
 }
 
+/// What `check --json` says.
+#[derive(Serialize)]
+struct Checked<'a> {
+    ok: bool,
+    variant: &'a str,
+    set: String,
+    source: &'a str,
+    broker: String,
+    topic: String,
+    page: Option<String>,
+}
+
 /// Looks at everything that the configuration names, the broker and what the graphs mean excepted.
-pub(crate) fn check(config: &Config) -> Result<()> {
+pub(crate) fn check(config: &Config, json: bool) -> Result<()> {
     let set = daemon::model_set(config)?;
     daemon::configured_variant(config, &set)?;
     let chooser = daemon::configured_chooser(config, &set)?;
@@ -200,8 +227,22 @@ pub(crate) fn check(config: &Config) -> Result<()> {
         SourceKind::Camera => format!("frames from camera {}", source.device),
         SourceKind::Stream => format!("frames from {}", source.command),
     };
+    if json {
+        return print_json(&Checked {
+            ok: true,
+            variant: chooser.word(),
+            set: config.model.set.display().to_string(),
+            source: source.kind.as_str(),
+            broker: format!("{}:{}", config.mqtt.host, config.mqtt.port),
+            topic: config.mqtt.topic(),
+            page: config.web.listen().map(|address| format!("http://{address}/")),
+        });
+    }
     println!("ok: {} of {}, {frames}", chooser.word(), config.model.set.display());
     println!("    to {}:{}, topic {}", config.mqtt.host, config.mqtt.port, config.mqtt.topic());
+    if let Some(address) = config.web.listen() {
+        println!("    the page will be at http://{address}/");
+    }
     Ok(())
 }
 
@@ -244,22 +285,4 @@ fn print_json(value: &impl Serialize) -> Result<()> {
     let mut out = stdout().lock();
     serde_json::to_writer(&mut out, value)?;
     Ok(writeln!(out)?)
-}
-
-/// Prints rows in aligned columns; those in `right` are aligned to the right.
-pub(crate) fn print_table(rows: &[Vec<String>], right: &[usize]) {
-    let length = |cell: &String| cell.chars().count();
-    let width = |column: usize| rows.iter().map(|row| length(&row[column])).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
-    for row in rows {
-        let mut line = String::new();
-        for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
-            let padding = " ".repeat(width - length(cell));
-            match right.contains(&column) {
-                true => line.extend(["  ", &padding, cell]),
-                false => line.extend(["  ", cell, &padding]),
-            }
-        }
-        println!("{}", line.trim_end());
-    }
 }

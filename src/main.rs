@@ -77,7 +77,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             commands::bench(&config, variant, photo, runs, &files, json)?;
         }
         Command::Simulate(simulation) => commands::simulate(&simulation)?,
-        Command::Check { set } => commands::check(&set.options().load()?)?,
+        Command::Check { set, json } => commands::check(&set.options().load()?, json)?,
         Command::Defaults => print!("{}", config::DEFAULT),
         Command::Measure { photo, set, variant, timing, each, background } => {
             let config = set.load(&timing.compute)?;

@@ -83,6 +83,7 @@ fn an_outside_crate_is_named_in_one_place() {
         ("base64", "src/web/guard.rs"),
         ("prometheus_client", "src/metrics.rs"),
         ("clap", "src/main src/arguments"),
+        ("anstream", "src/commands"),
         ("csv", "src/simulate"),
     ];
     for path in sources("src") {

@@ -10,7 +10,7 @@ use vggd::simulate::trace::{self, Frame};
 use vggd::simulate::{Candidate, write_profile};
 use vggd::{daemon, lineup};
 
-use super::{measure_all, print_json, print_table, write};
+use super::{BAR, bar, faint, measure_all, print_json, print_table, strong, write};
 
 /// What `bench` writes for `simulate`.
 pub(crate) struct BenchFiles {
@@ -57,14 +57,16 @@ pub(crate) fn bench(
     if json {
         return Ok(());
     }
-    let titles = ["variant", "threads", "median", "min", "p95", "p99", "load", "peak memory"];
-    let mut rows = vec![titles.map(str::to_owned).to_vec()];
+    let titles = ["variant", "threads", "median", "", "min", "p95", "p99", "load", "peak memory"];
+    let mut rows = vec![titles.map(faint).to_vec()];
+    let slowest = measured.iter().map(|m| m.median_ms).fold(0.0, f64::max);
     rows.extend(measured.iter().map(|m| {
         let ms = |value: f64| format!("{value:.1} ms");
         vec![
-            m.variant.clone(),
+            strong(&m.variant),
             m.threads.to_string(),
             ms(m.median_ms),
+            bar(m.median_ms / slowest, BAR),
             ms(m.min_ms),
             ms(m.p95_ms),
             ms(m.p99_ms),
@@ -73,7 +75,7 @@ pub(crate) fn bench(
         ]
     }));
     println!("{runs} runs each, kernels: {}", measured[0].kernels);
-    print_table(&rows, &[1, 2, 3, 4, 5, 6, 7]);
+    print_table(&rows, &[1, 2, 4, 5, 6, 7, 8]);
     Ok(())
 }
 
