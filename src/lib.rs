@@ -17,7 +17,9 @@
 //! for the retained topics: what may be ordered, what [`stable`] has seen for longer than a frame, and how
 //! [`homeassistant`] shows all of this. [`stats`] sums up how frames fared, [`thermal`] how hot it got.
 //!
-//! [`service`] tells systemd how all this goes, as long as each part has a [`pulse`].
+//! [`overview`] puts together what may be looked at, and remembers the last frames: for [`service`], which
+//! tells systemd how all this goes as long as each part has a [`pulse`], for the messages on `stats`, and
+//! for the page, its programs and Prometheus ([`web`], [`metrics`]).
 //!
 //! [`compare`] lets every variant answer for one picture, each through [`measure`], which runs the same
 //! pipeline in a process of its own; [`simulate`] shows what choosing does without any model, and
@@ -25,9 +27,9 @@
 //!
 //! Arrows point one way: values and decisions (`manifest`, `event`, `select`, `distribution`, `svg`,
 //! `pulse`), then `config`, then one outside thing each (`preprocess`, `watch`, `logging`, `control`,
-//! `simulate`, `thermal`, `service`), then what is built on these (`source`, `model`, `outbox`, `stats`, `stable`,
+//! `simulate`, `thermal`, `service`, `secret`, `metrics`), then what is built on these (`source`, `model`, `outbox`, `stats`, `stable`,
 //! `homeassistant`), then `pipeline`, then `publish` and `measure`, then `profile` and `compare`, `lineup`,
-//! `classify`, `board` and last `daemon`. The binary adds the commands; one of them is `demo`, which runs
+//! `classify`, `board`, `overview`, `web` and last `daemon`. The binary adds the commands; one of them is `demo`, which runs
 //! the daemon beside a small broker and a subscriber.
 
 pub mod config;

@@ -6,9 +6,9 @@ use std::sync::atomic::AtomicU64;
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::event::{Prediction, Timings};
 
@@ -70,6 +70,13 @@ impl Figure {
     pub fn unit(self, unit: &str) -> Self {
         Self { unit: Some(Unit::Other(unit.to_owned())), ..self }
     }
+
+    fn register(&self, registry: &mut Registry, metric: impl Metric) {
+        match self.unit.clone() {
+            Some(unit) => registry.register_with_unit(self.name, self.help, unit, metric),
+            None => registry.register(self.name, self.help, metric),
+        }
+    }
 }
 
 impl Metrics {
@@ -89,22 +96,22 @@ impl Metrics {
         let mut registry = Registry::with_prefix("vggd");
         let help = "Time that frames spent in each stage";
         registry.register_with_unit("stage", help, Unit::Seconds, self.stages.clone());
-        for Figure { name, help, unit, value } in figures {
-            let (name, help) = (*name, *help);
-            match (value, unit.clone()) {
-                (Value::Counter(count), _) => {
-                    registry.register(name, help, ConstCounter::new(*count));
-                }
-                (Value::Gauge(values), unit) => {
-                    let family = Family::<Labels, Gauge<f64, AtomicU64>>::default();
-                    for (labels, value) in values {
-                        family.get_or_create(labels).set(*value);
+        for figure in figures {
+            match &figure.value {
+                Value::Counter(count) => figure.register(&mut registry, ConstCounter::new(*count)),
+                Value::Gauge(values) => match values.as_slice() {
+                    [] => {}
+                    [(labels, value)] if labels.is_empty() => {
+                        figure.register(&mut registry, ConstGauge::new(*value));
                     }
-                    match unit {
-                        Some(unit) => registry.register_with_unit(name, help, unit, family),
-                        None => registry.register(name, help, family),
+                    values => {
+                        let family = Family::<Labels, Gauge<f64, AtomicU64>>::default();
+                        for (labels, value) in values {
+                            family.get_or_create(labels).set(*value);
+                        }
+                        figure.register(&mut registry, family);
                     }
-                }
+                },
             }
         }
         let mut text = String::new();

@@ -183,7 +183,7 @@ impl Web {
             .route("/metrics", get(metrics))
             .with_state(Arc::new(self))
             .merge(page::routes())
-            .fallback(async |uri: Uri| nothing(&uri))
+            .fallback(async |uri: Uri| nothing(uri.path()))
             .method_not_allowed_fallback(async |method: Method, uri: Uri| {
                 let problem = format!("{} does not take {method}", uri.path());
                 Refusal::new(StatusCode::METHOD_NOT_ALLOWED, problem)
@@ -275,7 +275,7 @@ async fn order(
     request: Request,
 ) -> Result<Response, Refusal> {
     if !["variant", "budget", "pause"].contains(&name.as_str()) {
-        return Err(nothing(request.uri()));
+        return Err(nothing(&format!("/api/v1/{name}")));
     }
     let (most, patience) = ORDER;
     let payload = timeout(patience, to_bytes(request.into_body(), most)).await;
@@ -322,8 +322,8 @@ async fn harden(mut response: Response) -> Response {
     response
 }
 
-fn nothing(uri: &Uri) -> Refusal {
-    Refusal::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()))
+fn nothing(path: &str) -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}"))
 }
 
 /// Why a visitor does not get what it asked for.

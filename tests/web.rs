@@ -1,0 +1,598 @@
+//! The page and its interface, as browsers, programs and strangers use them.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use common::witness;
+use common::{Broker, Daemon, PATIENCE, Subscriber, evaluated, jpeg, models, until, vggd};
+
+/// What comes back.
+#[derive(Debug)]
+struct Reply {
+    status: u16,
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{self:?}: {error}"))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    fn lines(&self) -> Vec<Value> {
+        self.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The words of a refusal.
+    fn refusal(&self) -> (u16, String) {
+        (self.status, self.json()["error"].as_str().unwrap().to_owned())
+    }
+}
+
+fn connect(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Sends a request with more header lines, and reads the whole answer.
+fn request(address: &str, line: &str, headers: &str, body: &[u8]) -> Reply {
+    let mut stream = connect(address);
+    let length = body.len();
+    let host =
+        if headers.contains("Host:") { String::new() } else { format!("Host: {address}\r\n") };
+    let head = format!(
+        "{line} HTTP/1.1\r\n{host}Connection: close\r\nContent-Length: {length}\r\n{headers}\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(body).unwrap();
+    reply(stream)
+}
+
+fn reply(stream: TcpStream) -> Reply {
+    let mut reader = BufReader::new(stream);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(reader.read_line(&mut head).unwrap() > 0, "only {head:?}");
+    }
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let mut body = Vec::new();
+    if head.to_lowercase().contains("transfer-encoding: chunked") {
+        loop {
+            let mut size = String::new();
+            reader.read_line(&mut size).unwrap();
+            let size = usize::from_str_radix(size.trim(), 16).unwrap();
+            let mut chunk = vec![0; size + 2];
+            reader.read_exact(&mut chunk).unwrap();
+            if size == 0 {
+                break;
+            }
+            body.extend(&chunk[..size]);
+        }
+    } else {
+        reader.read_to_end(&mut body).unwrap();
+    }
+    Reply { status, head, body }
+}
+
+fn get(address: &str, path: &str) -> Reply {
+    request(address, &format!("GET {path}"), "", b"")
+}
+
+fn put(address: &str, path: &str, body: &str) -> Reply {
+    request(address, &format!("PUT {path}"), "", body.as_bytes())
+}
+
+/// A daemon that serves its page.
+fn served(broker: &Broker, lines: &str) -> (Daemon, String) {
+    let mut daemon = Daemon::new(broker);
+    let address = daemon.serve(lines);
+    daemon.start();
+    until("the page is there", || TcpStream::connect(&address).is_ok());
+    (daemon, address)
+}
+
+/// Has a photo classified.
+fn classify(daemon: &Daemon, witness: &Subscriber, number: u32) -> Value {
+    daemon.drop_photo(&format!("{number}.jpg"), &jpeg(number));
+    witness.next("prediction").json()
+}
+
+#[test]
+fn the_status_tells_what_holds_and_the_history_how_it_was() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let (daemon, address) = served(&broker, "");
+    witness.next("variant");
+    let before = get(&address, "/api/v1/status").json();
+    assert_eq!(
+        (&before["last"], &before["running"], &before["frames"]),
+        (&Value::Null, &Value::Null, &json!(0))
+    );
+    let prediction = classify(&daemon, &witness, 1);
+    let status = get(&address, "/api/v1/status");
+    assert!(status.head.to_lowercase().contains("content-type: application/json"), "{status:?}");
+    let status = status.json();
+    assert_eq!(status["last"]["id"], prediction["id"]);
+    assert_eq!(status["last"]["top"], prediction["top"]);
+    assert_eq!((&status["variant"], &status["running"]), (&json!("baseline"), &json!("baseline")));
+    assert_eq!(
+        (&status["frames"], &status["late"], &status["paused"]),
+        (&json!(1), &json!(0), &json!(false))
+    );
+    assert_eq!(status["source"]["kind"], "directory");
+    assert_eq!(status["automatic"], false);
+    assert_eq!(status["budget_ms"], Value::Null);
+    assert_eq!(status["why"], "baseline runs because it was chosen for all frames");
+    let variants = status["variants"].as_array().unwrap();
+    let names: Vec<_> = variants.iter().map(|variant| variant["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["baseline", "quantized", "scaled"]);
+    let loaded: Vec<_> =
+        variants.iter().map(|variant| variant["loaded"].as_bool().unwrap()).collect();
+    assert_eq!(loaded, [true, false, false]);
+    until("the broker is seen", || {
+        get(&address, "/api/v1/status").json()["broker"]["connected"] == true
+    });
+    let history = get(&address, "/api/v1/history").json();
+    let points = history["points"].as_array().unwrap();
+    assert_eq!(points.len(), 1);
+    let timings = &prediction["timings_ms"];
+    let counted = timings["total"].as_f64().unwrap() - timings["wait"].as_f64().unwrap();
+    assert!((points[0]["total_ms"].as_f64().unwrap() - counted).abs() < 0.01, "{points:?}");
+}
+
+#[test]
+fn orders_do_what_they_do_over_mqtt_and_say_what_is_wrong() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let (daemon, address) = served(&broker, "");
+    assert_eq!(witness.next("variant").payload, "baseline");
+    let set = put(&address, "/api/v1/budget", "150");
+    assert_eq!(set.json(), json!({"variant": "baseline", "budget_ms": 150.0, "paused": false}));
+    while witness.next("budget").payload != "150" {}
+    let set = put(&address, "/api/v1/variant", "scaled");
+    assert_eq!(set.json()["variant"], "scaled");
+    while witness.next("variant").payload != "scaled" {}
+    assert_eq!(classify(&daemon, &witness, 1)["variant"], "scaled");
+    assert_eq!(put(&address, "/api/v1/pause", "ON").json()["paused"], true);
+    daemon.drop_photo("2.jpg", &jpeg(2));
+    assert_eq!(request(&address, "POST /api/v1/snapshot", "", b"").status, 202);
+    assert_eq!(witness.next("prediction").json()["file"], "2.jpg");
+    assert_eq!(put(&address, "/api/v1/pause", "OFF").json()["paused"], false);
+
+    let cases = [
+        ("variant", "nonesuch", 400, "no variant 'nonesuch'"),
+        ("variant", "auto", 400, "run vggd-models evaluate"),
+        ("budget", "soon", 400, "'soon' is not a number"),
+        ("pause", "perhaps", 400, "neither ON nor OFF"),
+        ("colour", "red", 404, "nothing at /api/v1/colour"),
+    ];
+    for (name, value, status, words) in cases {
+        let (found, problem) = put(&address, &format!("/api/v1/{name}"), value).refusal();
+        assert!(found == status && problem.contains(words), "{name} {value}: {found} {problem}");
+    }
+    let long = put(&address, "/api/v1/variant", &"a".repeat(10_000)).refusal();
+    assert_eq!(long, (400, "the order is too long, or cut".to_owned()));
+    assert_eq!(get(&address, "/api/v1/status").json()["variant"], "scaled");
+}
+
+/// The next event of a stream, as its name and data.
+fn event(stream: &mut impl BufRead) -> (String, Value) {
+    let (mut name, mut line) = (String::new(), String::new());
+    loop {
+        line.clear();
+        assert!(stream.read_line(&mut line).unwrap() > 0, "the stream has ended");
+        if let Some(value) = line.strip_prefix("event: ") {
+            value.trim().clone_into(&mut name);
+        }
+        if let Some(value) = line.strip_prefix("data: ") {
+            return (name, serde_json::from_str(value).unwrap());
+        }
+    }
+}
+
+fn open_stream(address: &str) -> BufReader<TcpStream> {
+    let mut stream = connect(address);
+    write!(stream, "GET /api/v1/events HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+    BufReader::new(stream)
+}
+
+#[test]
+fn events_tell_of_frames_and_changes_and_hold_still_in_between() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let (daemon, address) = served(&broker, "");
+    witness.next("variant");
+    let mut stream = open_stream(&address);
+    let (name, status) = event(&mut stream);
+    assert_eq!((name.as_str(), &status["frames"]), ("status", &json!(0)));
+    let id = classify(&daemon, &witness, 1)["id"].clone();
+    let prediction = loop {
+        let (name, data) = event(&mut stream);
+        if name == "prediction" {
+            break data;
+        }
+    };
+    assert_eq!(prediction["prediction"]["id"], id);
+    assert!(prediction["point"]["total_ms"].as_f64().unwrap() > 0.0);
+    put(&address, "/api/v1/budget", "250");
+    let until = Instant::now() + PATIENCE;
+    while event(&mut stream).1["budget_ms"] != 250.0 {
+        assert!(Instant::now() < until);
+    }
+}
+
+#[test]
+fn streams_are_bounded_and_a_closed_one_makes_room() {
+    let broker = Broker::absent();
+    let (_daemon, address) = served(&broker, "");
+    let mut streams: Vec<_> = (0..16).map(|_| open_stream(&address)).collect();
+    streams.iter_mut().for_each(|stream| drop(event(stream)));
+    let (status, problem) = get(&address, "/api/v1/events").refusal();
+    assert!(status == 503 && problem.contains("16 streams"), "{problem}");
+    // Others are served all the same.
+    assert_eq!(get(&address, "/healthz").status, 200);
+    streams.pop();
+    until("there is room again", || {
+        let mut stream = open_stream(&address);
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        line.contains("200")
+    });
+}
+
+#[test]
+fn every_variant_gets_a_card_as_vggd_compare_shows_it() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let (daemon, address) = served(&broker, "");
+    let folder = tempfile::tempdir().unwrap();
+    let photo = folder.path().join("photo.jpg");
+    std::fs::write(&photo, jpeg(5)).unwrap();
+    let mut command = vggd();
+    command.args(["compare", "--json", "--runs", "1", "--models"]).arg(models()).arg(&photo);
+    let output = command.output().unwrap();
+    let expected = String::from_utf8(output.stdout).unwrap();
+    let expected: Vec<Value> =
+        expected.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+
+    let check = |reply: &Reply| {
+        assert_eq!(reply.status, 200, "{reply:?}");
+        let lines = reply.lines();
+        assert_eq!(lines[0]["start"]["variants"], json!(["baseline", "quantized", "scaled"]));
+        assert_eq!(lines.last().unwrap(), &json!({"done": {}}));
+        let next: Vec<_> = lines.iter().filter_map(|line| line["next"].as_str()).collect();
+        assert_eq!(next, ["baseline", "quantized", "scaled"]);
+        let cards: Vec<&Value> = lines.iter().filter_map(|line| line.get("card")).collect();
+        assert_eq!(cards.len(), expected.len());
+        for (card, expected) in cards.iter().zip(&expected) {
+            for key in ["variant", "top", "agrees", "bytes"] {
+                assert_eq!(card[key], expected[key], "{key}");
+            }
+            assert!(card["median_ms"].as_f64().unwrap() > 0.0);
+        }
+        assert_eq!((&cards[2]["input"], &cards[0]["speedup"]), (&json!(160), &json!(1.0)));
+    };
+    check(&request(&address, "POST /api/v1/compare?runs=1", "", &jpeg(5)));
+
+    let none = request(&address, "POST /api/v1/compare?frame=last", "", b"").refusal();
+    assert_eq!(none, (404, "no frame was classified so far".to_owned()));
+    daemon.drop_photo("5.jpg", &jpeg(5));
+    witness.next("prediction");
+    check(&request(&address, "POST /api/v1/compare?frame=last&runs=1", "", b""));
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused_in_words() {
+    let broker = Broker::absent();
+    let (_daemon, address) = served(&broker, "max_upload_mb = 1");
+    let large = vec![7; 50 << 20];
+    let half = &jpeg(1)[..2000];
+    let cases: [(&str, &[u8], u16, &str); 7] = [
+        ("", b"", 400, "send a photo"),
+        ("", b"GIF89a not a photo at all", 415, "the photo"),
+        ("", half, 415, "the photo"),
+        ("", &large, 413, "web.max_upload_mb = 1 MB"),
+        ("?runs=0", b"", 400, "runs must be from 1 to 20"),
+        ("?frame=first", b"", 400, "frame can only be 'last'"),
+        ("?frame=last", b"", 404, "no frame"),
+    ];
+    for (query, body, status, words) in cases {
+        let reply = request(&address, &format!("POST /api/v1/compare{query}"), "", body);
+        let (found, problem) = reply.refusal();
+        assert!(found == status && problem.contains(words), "{query}: {found} {problem}");
+    }
+    // What is cut off in the middle leaves nothing behind.
+    let mut stream = connect(&address);
+    let head = format!(
+        "POST /api/v1/compare HTTP/1.1\r\nHost: {address}\r\nContent-Length: 900000\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&large[..5000]).unwrap();
+    drop(stream);
+    until("the turn is free again", || {
+        let reply = request(&address, "POST /api/v1/compare?runs=1", "", &jpeg(2));
+        assert!([200, 409].contains(&reply.status), "{reply:?}");
+        reply.status == 200
+    });
+}
+
+#[test]
+fn what_does_not_fit_into_memory_is_left_out() {
+    let broker = Broker::absent();
+    let mut daemon = Daemon::new(&broker);
+    daemon.configure_model("memory_limit = 1");
+    let address = daemon.serve("");
+    daemon.start();
+    let reply = request(&address, "POST /api/v1/compare?runs=1", "", &jpeg(1));
+    let lines = reply.lines();
+    let left_out: Vec<_> = lines.iter().filter_map(|line| line.get("left_out")).collect();
+    assert!(!left_out.is_empty(), "{lines:?}");
+    for variant in left_out {
+        let reason = variant["reason"].as_str().unwrap();
+        assert!(reason.contains("model.memory_limit = 1"), "{reason}");
+    }
+}
+
+#[test]
+fn the_last_frame_is_shown_only_where_that_is_allowed() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let (daemon, address) = served(&broker, "");
+    classify(&daemon, &witness, 1);
+    let (status, problem) = get(&address, "/api/v1/frame").refusal();
+    assert!(status == 403 && problem.contains("web.frame = true"), "{problem}");
+
+    let (daemon, address) = served(&broker, "frame = true");
+    assert_eq!(get(&address, "/api/v1/frame").refusal().0, 404);
+    classify(&daemon, &witness, 2);
+    let reply = get(&address, "/api/v1/frame");
+    assert!(reply.head.to_lowercase().contains("content-type: image/jpeg"), "{}", reply.head);
+    let shown = image::load_from_memory(&reply.body).unwrap().to_rgb8();
+    let real = common::photo(2);
+    assert_eq!(shown.dimensions(), real.dimensions());
+    let difference: u64 =
+        shown.iter().zip(real.iter()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+    assert!(difference < 20 * shown.len() as u64, "{difference}");
+}
+
+#[test]
+fn without_the_token_nothing_is_told() {
+    let broker = Broker::absent();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "correct-horse-battery\n").unwrap();
+    let (_daemon, address) = served(&broker, &format!("token_file = '{}'", file.display()));
+    let basic = |login: &str| {
+        let mut child = Command::new("base64");
+        let mut child = child.stdin(std::process::Stdio::piped());
+        child = child.stdout(std::process::Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(login.as_bytes()).unwrap();
+        let coded = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+        format!("Authorization: Basic {}\r\n", coded.trim())
+    };
+    let cases = [
+        (String::new(), 401),
+        ("Authorization: Bearer correct-horse-battery\r\n".to_owned(), 200),
+        ("Authorization: bearer wrong\r\n".to_owned(), 401),
+        ("Authorization: Bearer correct-horse-batterz\r\n".to_owned(), 401),
+        ("Authorization: Digest correct-horse-battery\r\n".to_owned(), 401),
+        ("Authorization: Basic !!!\r\n".to_owned(), 401),
+        (basic("anyone:correct-horse-battery"), 200),
+        (basic("correct-horse-battery"), 401),
+        (basic("correct-horse-battery:"), 401),
+    ];
+    for path in ["/", "/metrics", "/api/v1/status"] {
+        for (header, expected) in &cases {
+            let reply = request(&address, &format!("GET {path}"), header, b"");
+            assert_eq!(reply.status, *expected, "{path} {header}");
+            let asks = reply.head.to_lowercase().contains("www-authenticate: basic");
+            assert_eq!(asks, *expected == 401);
+        }
+    }
+    assert_eq!(get(&address, "/healthz").status, 200);
+}
+
+#[test]
+fn other_machines_need_a_token() {
+    let broker = Broker::absent();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    let cases: [(&str, Option<&str>, &str); 3] = [
+        ("0.0.0.0:8190", None, "give a web.token_file"),
+        ("[::]:8190", None, "give a web.token_file"),
+        ("0.0.0.0:8190", Some("short\n"), "from 16 to 1024 bytes"),
+    ];
+    for (listen, token, words) in cases {
+        let daemon = Daemon::new(&broker);
+        let mut lines = format!("listen = '{listen}'\n");
+        if let Some(token) = token {
+            std::fs::write(&file, token).unwrap();
+            lines += &format!("token_file = '{}'\n", file.display());
+        }
+        daemon.replace("listen = 'off'\n", &lines);
+        for name in ["check", "run"] {
+            let mut command = vggd();
+            command.arg(name).arg("--config").arg(daemon.config());
+            let output = command.current_dir(daemon.config().parent().unwrap()).output().unwrap();
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(78), "{text}");
+            assert!(text.contains(words), "{name} {listen}: {text}");
+        }
+    }
+}
+
+#[test]
+fn pages_of_other_sites_change_nothing() {
+    let broker = Broker::absent();
+    let (_daemon, address) = served(&broker, "");
+    let port = address.split(':').nth(1).unwrap();
+    let own = format!("Origin: http://{address}\r\n");
+    let named = format!("Host: localhost:{port}\r\nOrigin: http://localhost:{port}\r\n");
+    let cases = [
+        ("PUT", own.as_str(), 200),
+        ("PUT", named.as_str(), 200),
+        ("PUT", "Sec-Fetch-Site: same-origin\r\n", 200),
+        ("PUT", "Origin: http://evil.example\r\n", 403),
+        ("PUT", "Origin: null\r\n", 403),
+        ("PUT", "Sec-Fetch-Site: cross-site\r\n", 403),
+        ("PUT", "Sec-Fetch-Site: same-site\r\n", 403),
+        // A name of a stranger's that leads here.
+        ("PUT", "Host: evil.example\r\nOrigin: http://evil.example\r\n", 403),
+        ("GET", "Host: evil.example\r\n", 403),
+        ("GET", "Host: [::1]:80\r\n", 405),
+    ];
+    for (method, headers, expected) in cases {
+        let reply = request(&address, &format!("{method} /api/v1/pause"), headers, b"OFF");
+        assert_eq!(reply.status, expected, "{method} {headers}: {reply:?}");
+    }
+}
+
+#[test]
+fn strange_paths_lead_nowhere() {
+    let broker = Broker::absent();
+    let (_daemon, address) = served(&broker, "");
+    for path in [
+        "/../../etc/passwd",
+        "/..%2f..%2fetc/passwd",
+        "/api/v1/../../Cargo.toml",
+        "/page.rs",
+        "//",
+        "/api/v1/",
+        "/api/v2/status",
+        "/%00",
+        "/index.html%00.js",
+    ] {
+        let (status, problem) = get(&address, path).refusal();
+        assert!(status == 404 && problem.contains("nothing at"), "{path}: {problem}");
+    }
+    let page = get(&address, "/");
+    assert_eq!(page.status, 200);
+    let head = page.head.to_lowercase();
+    for part in ["content-security-policy: default-src 'self'", "nosniff", "text/html"] {
+        assert!(head.contains(part), "{part} in {head}");
+    }
+    let tag = head.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
+    let again = request(&address, "GET /", &format!("If-None-Match: {tag}\r\n"), b"");
+    assert_eq!((again.status, again.body.len()), (304, 0));
+    assert_eq!(request(&address, "DELETE /api/v1/status", "", b"").status, 405);
+    let mut stream = connect(&address);
+    stream.write_all(b"\x16\x03\x01 this is not HTTP\r\n\r\n").unwrap();
+    assert_eq!(reply(stream).status, 400);
+}
+
+#[test]
+fn slow_visitors_hold_up_nobody() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let (daemon, address) = served(&broker, "");
+    witness.next("variant");
+    // Some say nothing, some stop in the middle, some read nothing of what they asked for.
+    let mut idle: Vec<TcpStream> = (0..20).map(|_| connect(&address)).collect();
+    for stream in &mut idle[10..] {
+        stream.write_all(b"GET /api/v1/status HTTP/1.1\r\nHost: ").unwrap();
+    }
+    let readers: Vec<TcpStream> = (0..10)
+        .map(|_| {
+            let mut stream = connect(&address);
+            write!(stream, "GET /api/v1/events HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+            stream
+        })
+        .collect();
+    let memory = daemon.memory("VmRSS:");
+    for number in 0..40 {
+        classify(&daemon, &witness, number);
+    }
+    assert_eq!(get(&address, "/api/v1/status").json()["frames"], 40);
+    let grown = daemon.memory("VmRSS:").saturating_sub(memory);
+    assert!(grown < 20 << 10, "{grown} kB more");
+    // Who does not say what it wants is shown out.
+    let mut byte = [0];
+    let told = Instant::now();
+    for stream in &mut idle {
+        stream.set_read_timeout(Some(Duration::from_secs(40))).unwrap();
+        while stream.read(&mut byte).unwrap_or(0) > 0 {}
+    }
+    assert!(told.elapsed() < Duration::from_secs(35), "{:?}", told.elapsed());
+    drop(readers);
+}
+
+#[test]
+fn health_is_that_of_the_parts_and_readiness_that_of_the_source() {
+    let broker = Broker::absent();
+    let (daemon, address) = served(&broker, "");
+    until("it is ready", || get(&address, "/readyz").status == 200);
+    assert_eq!(get(&address, "/healthz").text(), "ok\n");
+    std::fs::remove_dir_all(daemon.incoming()).unwrap();
+    until("its folder is missed", || get(&address, "/readyz").status == 503);
+    let words = get(&address, "/readyz").text();
+    assert!(words.starts_with("directory: "), "{words}");
+    assert_eq!(get(&address, "/healthz").status, 200);
+}
+
+#[test]
+fn metrics_are_open_metrics_and_count_what_happened() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let (_folder, set) = evaluated();
+    let mut daemon = Daemon::new(&broker);
+    daemon.replace(&models().display().to_string(), &set.display().to_string());
+    daemon.configure_model("budget_ms = 0.001");
+    let address = daemon.serve("");
+    daemon.start();
+    witness.next("variant");
+    for number in 0..3 {
+        classify(&daemon, &witness, number);
+    }
+    daemon.drop_photo("bad.jpg", b"no photo");
+    witness.next("error");
+    let reply = get(&address, "/metrics");
+    assert!(reply.head.contains("application/openmetrics-text"), "{}", reply.head);
+    let text = reply.text();
+    for line in [
+        "vggd_frames_total 3",
+        "vggd_late_frames_total 3",
+        "vggd_rejected_frames_total 1",
+        "vggd_variant_running{variant=\"baseline\"} 1.0",
+        "vggd_stage_seconds_count{variant=\"baseline\",stage=\"inference\"} 3",
+        "vggd_budget_seconds 0.000001",
+        "vggd_source_working 1.0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
+    }
+    let path = daemon.incoming().join(".metrics");
+    std::fs::write(&path, &text).unwrap();
+    let parser = "prometheus_client.openmetrics.parser";
+    let Some(python) = witness::python(parser) else { return };
+    let script = format!(
+        "import sys; from {parser} import text_string_to_metric_families as parse; \
+         print(len(list(parse(open(sys.argv[1]).read()))))"
+    );
+    let output = Command::new(python).args(["-c", &script]).arg(&path).output().unwrap();
+    let families = String::from_utf8_lossy(&output.stdout).trim().parse::<u32>();
+    assert!(families.is_ok_and(|families| families > 15), "{output:?}");
+}
+
+#[test]
+fn a_page_whose_address_is_taken_waits_and_holds_up_nothing() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = Daemon::new(&broker);
+    let address = daemon.serve("");
+    let _taken = std::net::TcpListener::bind(&address).unwrap();
+    daemon.start();
+    witness.next("variant");
+    classify(&daemon, &witness, 1);
+    assert!(daemon.log().contains("the page waits for its address"), "{}", daemon.log());
+}
