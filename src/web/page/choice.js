@@ -1,7 +1,7 @@
 // Who runs, who might, and what can be ordered. What may be set is the daemon's to judge: orders go out
 // as they were typed, and its answer is shown.
 
-import { Rows, byId, el, ms, number, percent, say } from "./parts.js";
+import { Rows, byId, el, ms, percent, say } from "./parts.js";
 import { ask } from "./stream.js";
 
 const variant = byId("variant");
@@ -111,7 +111,7 @@ const candidates = new Rows(
     row.limit.hidden = budget == null;
     say(row.expected, ms(expected));
     say(row.inTime, percent(candidate.in_time));
-    say(row.accuracy, candidate.accuracy == null ? "–" : number(100 * candidate.accuracy, 1, "%"));
+    say(row.accuracy, percent(candidate.accuracy, 1));
     say(row.loaded, candidate.loaded ? "yes" : "no");
     say(row.reason, candidate.reason);
   },

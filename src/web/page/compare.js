@@ -6,6 +6,8 @@ import { ask } from "./stream.js";
 /** The stages that a photo goes through, in their order. */
 const STAGES = ["wait", "decode", "preprocess", "inference"];
 
+const ELSEWHERE = "A comparison is under way elsewhere";
+
 const cards = byId("cards");
 const photo = byId("photo");
 let most = Infinity;
@@ -19,8 +21,10 @@ export function status(status) {
   most = status.max_upload_mb;
   say(byId("photo-note"), `JPEG, PNG or WebP, at most ${number(most)} MB`);
   byId("compare-last").disabled = running !== null || status.last === null;
-  const elsewhere = status.comparing && running === null && results.length === 0;
-  if (elsewhere) say(byId("compare-status"), "A comparison is under way elsewhere");
+  const told = byId("compare-status").textContent;
+  if (told === "" || told === ELSEWHERE) {
+    say(byId("compare-status"), status.comparing && running === null ? ELSEWHERE : "");
+  }
 }
 
 /** Takes a photo, or the last frame if there is none, and starts. */
@@ -187,7 +191,7 @@ function card(result) {
     el(
       "p.latency",
       {},
-      el("b", {}, ms(timings.total)),
+      el("b", { title: `On ${result.threads} threads` }, ms(timings.total)),
       order === 0 ? "" : el("span", { title: "Of inference alone" }, `${number(speedup, 2)} × as fast`),
     ),
     el("div.stages", { "aria-hidden": "true" }, ...STAGES.map((stage) => el(`i.${stage}`))),
@@ -210,11 +214,12 @@ function leftOut({ variant, reason }) {
   return el("li.card.left", { "data-variant": variant }, header, el("p.quiet", {}, reason));
 }
 
+/** Lets be pressed what makes sense; the keyboard's focus goes on to what does. */
 function able() {
-  photo.disabled = running !== null;
   byId("compare-last").disabled = running !== null;
   byId("compare-again").disabled = running !== null || given === null;
   byId("compare-stop").disabled = running === null;
+  if (document.activeElement.disabled) byId(running ? "compare-stop" : "compare-again").focus();
 }
 
 function refuse(why) {

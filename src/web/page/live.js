@@ -6,6 +6,8 @@ import { ask } from "./stream.js";
 /** Milliseconds from one picture of the last frame to the next, at the least. */
 const PACE = 1000;
 
+const UNSTEADY = ["Nothing steady", "The last predictions do not agree, or are not sure enough"];
+
 const answers = new Answers(byId("last-top"));
 let allowed = false;
 let shown = "";
@@ -15,14 +17,12 @@ let waiting = 0;
 /** Shows what holds. */
 export function status(status) {
   const { state, source, last } = status;
-  say(byId("label"), state.label == null ? "Nothing steady" : short(state.label));
-  byId("label").title = state.label ?? "The last predictions do not agree, or are not sure enough";
-  say(
-    byId("sure"),
-    state.label == null
-      ? "The last predictions do not agree, or are not sure enough"
-      : `${percent(state.probability)} sure, seen since ${moment(state.since)}`,
-  );
+  const nothing = last === null ? ["Nothing yet", "No frame was classified since the start"] : UNSTEADY;
+  const seen = [short(state.label ?? ""), `${percent(state.probability)} sure, seen since ${moment(state.since)}`];
+  const [label, sure] = state.label === null ? nothing : seen;
+  say(byId("label"), label);
+  say(byId("sure"), sure);
+  byId("label").title = state.label ?? "";
   allowed = status.frame;
   if (!allowed) {
     byId("frame-picture").hidden = true;

@@ -92,12 +92,14 @@ export function ms(value) {
   return number(value, value < 100 ? 1 : 0, "ms");
 }
 
-/** A share of one; never 100 % unless it is all. */
+/** A share of one; 100 % is all, and 0 % none. */
 export function percent(share, digits = 0) {
   if (share == null) return NONE;
-  const power = 10 ** (digits + 2);
-  const rounded = Math.round(share * power) / power;
-  return number(100 * (rounded === 1 && share < 1 ? 1 - 1 / power : rounded), digits, "%");
+  const least = 10 ** -digits;
+  const rounded = Math.round((100 * share) / least) * least;
+  if (rounded >= 100 && share < 1) return `>\u00a0${number(100 - least, digits, "%")}`;
+  if (rounded === 0 && share > 0) return `<\u00a0${number(least, digits, "%")}`;
+  return number(rounded, digits, "%");
 }
 
 /** Bytes of a file. */

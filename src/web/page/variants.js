@@ -93,7 +93,7 @@ function draw() {
   dots.forEach(({ variant, x, y }, index) => {
     const kind = variant.chosen ? "dot.chosen" : variant.expected_ms === null ? "dot.untimed" : "dot.timed";
     const box = boxes[index];
-    const told = `${variant.name}: ${number(100 * variant.accuracy, 1, "%")}, ${ms(variant.expected_ms)}`;
+    const told = `${variant.name}: ${percent(variant.accuracy, 1)}, ${ms(variant.expected_ms)}`;
     picture.append(svg(`circle.${kind}`, { cx: x, cy: y, r: 5.5 }, svg("title", {}, told)));
     const name = variant.chosen ? "text.name.chosen" : "text.name";
     picture.append(svg(name, { x: box.x + 2, y: box.y + 12 }, variant.name));
@@ -132,13 +132,12 @@ const table = new Rows(
     return { mark, cells, element: el("tr", { role: "row", "data-variant": name }, header, ...cells) };
   },
   ({ mark, cells, element }, variant) => {
-    const share = (value) => (value === null ? "–" : number(100 * value, 1, "%"));
     element.classList.toggle("chosen", variant.chosen);
     say(mark, variant.chosen ? "running" : "");
     const values = [
       variant.expected_ms === null ? "not timed" : ms(variant.expected_ms),
-      share(variant.top1),
-      share(variant.top5),
+      percent(variant.top1, 1),
+      percent(variant.top5, 1),
       percent(variant.agreement, 1),
       `${variant.input} × ${variant.input}`,
       large(variant.macs),
