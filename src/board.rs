@@ -1,7 +1,7 @@
 //! What holds at the moment, as the retained topics tell it: threads say what they know, and it is put
 //! together here.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
@@ -28,6 +28,14 @@ struct Scene {
     condition: Condition,
     stable: Stable,
     throttled: Option<bool>,
+}
+
+impl Scene {
+    fn message(&self) -> event::State {
+        let Condition { working, detail } = self.condition.clone();
+        let source = Origin { kind: self.kind.as_str(), working, detail };
+        self.stable.message(source, self.throttled)
+    }
 }
 
 impl Board {
@@ -66,6 +74,15 @@ impl Board {
         change == Some(Change::Label)
     }
 
+    /// The message on `state`, as it is now.
+    pub fn message(&self) -> event::State {
+        self.lock().message()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Scene> {
+        self.scene.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether the source gives frames.
     pub fn condition(&self, condition: Condition) {
         self.state(|scene| {
@@ -82,13 +99,10 @@ impl Board {
 
     /// Tells the state anew if `change` says so.
     fn state(&self, change: impl FnOnce(&mut Scene) -> bool) {
-        let mut scene = self.scene.lock().unwrap_or_else(PoisonError::into_inner);
-        if !change(&mut scene) {
-            return;
+        let mut scene = self.lock();
+        if change(&mut scene) {
+            self.put("state", event::json(&scene.message()));
         }
-        let Condition { working, detail } = scene.condition.clone();
-        let source = Origin { kind: scene.kind.as_str(), working, detail };
-        self.put("state", event::json(&scene.stable.message(source, scene.throttled)));
     }
 
     fn put(&self, name: &str, payload: Vec<u8>) {

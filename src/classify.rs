@@ -177,6 +177,8 @@ pub struct Seen {
     pub prediction: Arc<Prediction>,
     /// When it was captured.
     pub captured_at: SystemTime,
+    /// When it was classified.
+    pub classified_at: SystemTime,
     /// Whether it was asked for.
     pub snapshot: bool,
 }
@@ -304,7 +306,8 @@ impl Classifier {
         let captured_at = frame.captured_at;
         // Before anybody can hear of it, and order something that is about it.
         let (picture, seen) = (Arc::new(picture), Arc::new(prediction.clone()));
-        (self.seen)(Seen { picture, prediction: seen, captured_at, snapshot });
+        let classified_at = SystemTime::now();
+        (self.seen)(Seen { picture, prediction: seen, captured_at, classified_at, snapshot });
         self.keeper.keep(frame, Kind::Prediction, None, |sequence| {
             prediction.sequence = sequence;
             event::json(&prediction)

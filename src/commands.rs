@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use vggd::compare::{self, Comparing};
+use vggd::compare::{self, Comparing, Step};
 use vggd::config::{Config, SourceKind};
 use vggd::daemon;
 use vggd::event::{Card, Class, Timings};
@@ -20,6 +20,7 @@ use vggd::model::{Engine, Model};
 use vggd::pipeline::Pipeline;
 use vggd::publish::connection;
 use vggd::source::Picture;
+use vggd::web;
 
 pub(crate) use bench::{BenchFiles, bench};
 pub(crate) use simulate::simulate;
@@ -98,18 +99,24 @@ pub(crate) fn classify(
 pub(crate) fn compare(config: &Config, photo: &Path, runs: u32, json: bool) -> Result<()> {
     let set = daemon::model_set(config)?;
     let picture = &Picture::File(photo.to_owned());
-    let comparing = Comparing { config, set: &set, picture, runs, background: false };
+    let may = &|_| Ok(());
+    let comparing = Comparing { config, set: &set, picture, runs, background: false, may };
     let (mut cards, mut count) = (Vec::new(), 0);
-    let next = |name: &str| {
-        count += 1;
-        progress(&format!("{name} ({count} of {})", set.manifest.variants.len()));
-    };
-    let compared = compare::compare(&comparing, next, |card| {
-        progress("");
-        if json {
-            print_json(&Compared { file: photo.display().to_string(), card: &card })?;
+    let compared = compare::compare(comparing, |step| {
+        match step {
+            Step::Next(name) => {
+                count += 1;
+                progress(&format!("{name} ({count} of {})", set.manifest.variants.len()));
+            }
+            Step::Card(card) => {
+                progress("");
+                if json {
+                    print_json(&Compared { file: photo.display().to_string(), card: &card })?;
+                }
+                cards.push(card);
+            }
+            Step::LeftOut(_) => unreachable!("every variant may run"),
         }
-        cards.push(card);
         Ok(())
     });
     progress("");
@@ -186,6 +193,7 @@ pub(crate) fn check(config: &Config) -> Result<()> {
     verified.map_err(|error| config.wrong("model.set", path, error))?;
     daemon::configured_source(config)?;
     connection::check(config)?;
+    web::check(config)?;
     let source = &config.source;
     let frames = match source.kind {
         SourceKind::Directory => format!("photos from {}", source.directory.display()),

@@ -1,16 +1,19 @@
 //! Every variant's answer for one picture, beside what it costs: each in a process of its own, one after
 //! the other, so that they neither share anything nor need memory at the same time.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::{Context, Result};
 
 use crate::config::Config;
-use crate::event::Card;
+use crate::event::{Card, LeftOut};
 use crate::manifest::ModelSet;
 use crate::measure::{Job, Measurement};
 use crate::source::Picture;
 
 /// What to compare on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy)]
 pub struct Comparing<'a> {
     /// Threads, precision and limits.
     pub config: &'a Config,
@@ -22,21 +25,34 @@ pub struct Comparing<'a> {
     pub runs: u32,
     /// Whether everything else goes first.
     pub background: bool,
+    /// Says of a variant, by its index, why it must not run now.
+    pub may: &'a dyn Fn(usize) -> Result<(), String>,
 }
 
-/// Calls `next` before each variant, with its name, and `done` with its card.
+/// How a comparison gets on.
+#[derive(Clone, Debug)]
+pub enum Step<'a> {
+    /// This variant runs now.
+    Next(&'a str),
+    /// It has answered.
+    Card(Card),
+    /// It does not run.
+    LeftOut(LeftOut),
+}
+
+/// Tells `step` of each variant, and ends as soon as that fails.
 ///
 /// # Errors
-/// When a variant cannot be measured.
-pub fn compare(
-    comparing: &Comparing,
-    mut next: impl FnMut(&str),
-    mut done: impl FnMut(Card) -> Result<()>,
-) -> Result<()> {
-    let &Comparing { config, set, picture, runs, background } = comparing;
+/// When a variant cannot be measured, or `step` fails.
+pub fn compare(comparing: Comparing, mut step: impl FnMut(Step) -> Result<()>) -> Result<()> {
+    let Comparing { config, set, picture, runs, background, may } = comparing;
     let mut first: Option<(Measurement, usize)> = None;
-    for variant in &set.manifest.variants {
-        next(&variant.name);
+    for (index, variant) in set.manifest.variants.iter().enumerate() {
+        if let Err(reason) = may(index) {
+            step(Step::LeftOut(LeftOut { variant: variant.name.clone(), reason }))?;
+            continue;
+        }
+        step(Step::Next(&variant.name))?;
         let job = Job {
             config: config.clone(),
             variant: variant.name.clone(),
@@ -49,7 +65,7 @@ pub fn compare(
         let answer = measurement.answer.clone().context("a picture gives an answer")?;
         let class = answer.top[0].class;
         let (first, first_class) = first.get_or_insert_with(|| (measurement.clone(), class));
-        done(Card {
+        step(Step::Card(Card {
             variant: variant.name.clone(),
             top: answer.top,
             timings_ms: answer.timings_ms,
@@ -60,7 +76,33 @@ pub fn compare(
             agrees: class == *first_class,
             speedup: (100.0 * first.median_ms / measurement.median_ms).round() / 100.0,
             threads: measurement.threads,
-        })?;
+        }))?;
     }
     Ok(())
+}
+
+/// Beside a running daemon one comparison runs at a time. Copies share the turn.
+#[derive(Clone, Debug, Default)]
+pub struct Turn(Arc<AtomicBool>);
+
+/// A turn that is taken, until it is dropped.
+#[derive(Debug)]
+pub struct Taken(Arc<AtomicBool>);
+
+impl Turn {
+    /// Takes the turn, if nobody has it.
+    pub fn take(&self) -> Option<Taken> {
+        (!self.0.swap(true, Ordering::Relaxed)).then(|| Taken(self.0.clone()))
+    }
+
+    /// Whether a comparison is under way.
+    pub fn is_taken(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
 }

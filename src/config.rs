@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -39,6 +40,7 @@ pub struct Config {
     pub mqtt: Mqtt,
     pub outbox: Outbox,
     pub state: State,
+    pub web: Web,
     pub log: Log,
     /// The file that was read, if one was.
     #[serde(skip)]
@@ -297,6 +299,17 @@ pub enum Image {
     Demand,
 }
 
+/// Section `[web]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Web {
+    listen: String,
+    pub token_file: PathBuf,
+    pub frame: bool,
+    pub max_upload_mb: u64,
+}
+
 /// Section `[log]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -428,6 +441,18 @@ impl State {
     /// The most bytes of a published picture.
     pub fn image_bytes(&self) -> usize {
         (self.image_kb as usize) << 10
+    }
+}
+
+impl Web {
+    /// Address and port of the page, unless it is off.
+    pub fn listen(&self) -> Option<SocketAddr> {
+        parse_listen(&self.listen).expect("validated")
+    }
+
+    /// The largest photo that is taken, in bytes.
+    pub fn max_upload(&self) -> usize {
+        (self.max_upload_mb as usize) << 20
     }
 }
 
@@ -662,7 +687,21 @@ impl Config {
         let sane = (0.0..=1.0).contains(&confidence);
         check(sane, "state.min_confidence", &confidence, "must be from 0 to 1")?;
         let image = state.image_kb;
-        check((8..=4096).contains(&image), "state.image_kb", &image, "must be from 8 to 4096")
+        check((8..=4096).contains(&image), "state.image_kb", &image, "must be from 8 to 4096")?;
+
+        let web = &self.web;
+        let problem = "must be an address with a port, like 127.0.0.1:8190, or \"off\"";
+        check(parse_listen(&web.listen).is_some(), "web.listen", &web.listen, problem)?;
+        let upload = web.max_upload_mb;
+        check((1..=1024).contains(&upload), "web.max_upload_mb", &upload, "must be from 1 to 1024")
+    }
+}
+
+/// The address of `127.0.0.1:8190`, none for `off`.
+fn parse_listen(text: &str) -> Option<Option<SocketAddr>> {
+    match text {
+        "off" => Some(None),
+        address => address.parse().ok().map(Some),
     }
 }
 

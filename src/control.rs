@@ -1,5 +1,5 @@
-//! What may be asked of a running daemon over MQTT, and what it answers: plain words on retained
-//! topics. Nobody is asked whether it can be done.
+//! What may be asked of a running daemon, over MQTT or its web page, and what it answers: plain words on
+//! retained topics. Nobody is asked whether it can be done.
 
 use std::time::Duration;
 
@@ -18,6 +18,36 @@ pub enum Order {
     Snapshot,
     /// `compare`: run every variant on the last frame, whatever the message says.
     Compare,
+}
+
+/// An order as it came, and whom to tell what became of it.
+pub struct Asked {
+    /// What is to be set: the part of the topic before `/set`.
+    pub name: String,
+    /// To what.
+    pub payload: Vec<u8>,
+    answer: Box<dyn FnOnce(Result<(), String>) + Send>,
+}
+
+impl Asked {
+    /// An order by somebody who sees its outcome on the topics.
+    pub fn new(name: String, payload: Vec<u8>) -> Self {
+        Self::answered(name, payload, |_| {})
+    }
+
+    /// An order by somebody who wants to know whether it was carried out, or why not.
+    pub fn answered(
+        name: String,
+        payload: Vec<u8>,
+        answer: impl FnOnce(Result<(), String>) + Send + 'static,
+    ) -> Self {
+        Self { name, payload, answer: Box::new(answer) }
+    }
+
+    /// The order and what is called with its outcome.
+    pub fn take(self) -> (Result<Order, String>, impl FnOnce(Result<(), String>) + Send) {
+        (Order::parse(&self.name, &self.payload), self.answer)
+    }
 }
 
 /// Who chooses the variant of a frame.

@@ -7,9 +7,8 @@
 
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::sync::mpsc::{self as std_mpsc, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,20 +18,21 @@ use tokio::sync::{Notify, mpsc, oneshot, watch as flag};
 
 use crate::board::Board;
 use crate::classify::{Classifier, Gate, Keeper, Seen};
-use crate::compare::{Comparing, compare};
+use crate::compare::{Comparing, Step, Turn, compare};
 use crate::config::{Config, ConfigError, Image, LIVE, Policy, ProfileWhen, SourceKind, Sync};
-use crate::control::{Chooser, Order, State};
+use crate::control::{Asked, Chooser, Order};
 use crate::event::{self, Comparison, Failure};
 use crate::lineup::{self, Lineup};
 use crate::manifest::{ModelSet, Variant};
-use crate::measure;
+use crate::metrics::Metrics;
 use crate::model::{Engine, Model, ModelError};
 use crate::outbox::Outbox;
+use crate::overview::{History, Overview};
 use crate::pipeline::Pipeline;
 use crate::preprocess;
 use crate::profile::Profiles;
 use crate::publish::connection;
-use crate::publish::{Channels, Health, Notice, Publisher};
+use crate::publish::{Channels, Health, Notice, Publisher, Retained};
 use crate::pulse::Pulse;
 use crate::service;
 #[cfg(feature = "camera")]
@@ -40,9 +40,8 @@ use crate::source::camera::Camera;
 use crate::source::directory::Directory;
 use crate::source::stream::Stream;
 use crate::source::{Condition, Handoff, Picture, Source};
-use crate::stats::{self, Stats};
-use crate::thermal::Thermal;
 use crate::watch::{self, Change, Watch};
+use crate::web;
 
 /// Notices that may wait for the publisher.
 const NOTICES: usize = 64;
@@ -144,13 +143,14 @@ pub fn configured_source(config: &Config) -> Result<Arc<dyn Source>, ConfigError
 /// # Errors
 /// [`ConfigError`] for what a person must change; anything else that keeps it from starting.
 pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
-    let started = Instant::now();
+    let (started, started_at) = (Instant::now(), SystemTime::now());
     let start = service::Start::begin();
     let config = options.load()?;
     crate::logging::start(config.log.level.as_str());
     let set = model_set(&config)?;
     let chooser = configured_chooser(&config, &set)?;
     connection::check(&config)?;
+    web::check(&config)?;
     let path = config.outbox.directory.display();
     let outbox = Outbox::open(&config.outbox);
     let outbox = Arc::new(outbox.map_err(|error| config.wrong("outbox.directory", path, error))?);
@@ -178,26 +178,46 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     let fresh = Arc::new(Notify::new());
     let tell = fresh.clone();
     let keeper = Keeper::new(outbox.clone(), source.clone(), move || tell.notify_one());
+    let automatic = lineup::evaluated(&set).is_ok();
+    let (board, retained) = Board::new(&config, &set.names(), automatic);
+    let (handoff, health) = (Arc::<Handoff>::default(), Arc::<Health>::default());
+    let kept = Pulse::default();
+    let pulses = vec![
+        ("capture", handoff.giving().clone()),
+        ("classify", handoff.taking().clone()),
+        ("keep", kept.clone()),
+        ("publish", health.pulse().clone()),
+    ];
+    let overview = Overview {
+        config: config.clone(),
+        set,
+        lineup: Arc::new(lineup),
+        gate: Arc::new(Gate::new(config.source.pace())),
+        handoff,
+        outbox,
+        health,
+        stats: Arc::default(),
+        board: Arc::new(board),
+        turn: Turn::default(),
+        started_at,
+        last: flag::Sender::new(None),
+        metrics: Metrics::default(),
+        pulses,
+        history: History::default(),
+    };
     let daemon = Daemon {
         options: options.clone(),
-        keeper: Arc::new(keeper),
-        fresh,
-        gate: Arc::new(Gate::new(config.source.pace())),
-        handoff: Arc::default(),
-        lineup: Arc::new(lineup),
-        stats: Arc::default(),
-        health: Arc::default(),
-        seen: Arc::default(),
-        comparing: Arc::default(),
-        profiling: false,
         config,
         engine,
-        outbox,
-        set,
         source,
+        keeper: Arc::new(keeper),
+        fresh,
+        kept,
+        overview: Arc::new(overview),
+        profiling: false,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = runtime.block_on(daemon.run(start, stop));
+    let ended = runtime.block_on(daemon.run(retained, start, stop));
     // A model that is still being loaded, or a name that is still being looked up, does not count.
     runtime.shutdown_background();
     ended
@@ -206,28 +226,26 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
 struct Daemon {
     options: Options,
     config: Config,
-    set: ModelSet,
     engine: Engine,
     source: Arc<dyn Source>,
-    handoff: Arc<Handoff>,
-    gate: Arc<Gate>,
-    lineup: Arc<Lineup>,
     keeper: Arc<Keeper>,
-    outbox: Arc<Outbox>,
     /// Told of when something is put into the outbox.
     fresh: Arc<Notify>,
-    stats: Arc<Mutex<Stats>>,
-    health: Arc<Health>,
-    /// The last frame that was classified.
-    seen: Arc<Mutex<Option<Seen>>>,
-    /// Whether a comparison is under way.
-    comparing: Arc<AtomicBool>,
+    /// Stamped by the thread that keeps predictions.
+    kept: Pulse,
+    /// All the other parts.
+    overview: Arc<Overview>,
     /// Whether variants are being timed, or were.
     profiling: bool,
 }
 
 impl Daemon {
-    async fn run(mut self, start: service::Start, asked: impl Future<Output = ()>) -> Result<()> {
+    async fn run(
+        mut self,
+        retained: flag::Receiver<Retained>,
+        start: service::Start,
+        asked: impl Future<Output = ()>,
+    ) -> Result<()> {
         let mut asked = pin!(asked);
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -235,49 +253,46 @@ impl Daemon {
         let (triggers, triggered) = mpsc::channel(1);
         let _watch = self.options.config.as_deref().map(|file| watch_file(file, &triggers));
 
-        if self.lineup.orders().0 == Chooser::Auto {
+        let overview = self.overview.clone();
+        let (orders, ordered) = mpsc::channel(ORDERS);
+        let page = web::serve(overview.clone(), orders.clone())?;
+        if overview.lineup.orders().0 == Chooser::Auto {
             self.profile(self.config.model.profile_when, &|| start.step())?;
         }
         let (stop, stopped) = flag::channel(false);
         let (notices, noticed) = mpsc::channel(NOTICES);
-        let (orders, ordered) = mpsc::channel(ORDERS);
-        let automatic = lineup::evaluated(&self.set).is_ok();
-        let (board, retained) = Board::new(&self.config, &self.set.names(), automatic);
-        let board = Arc::new(board);
-        board.orders(&self.orders());
+        overview.board.orders(&overview.orders());
         let channels = Channels {
-            outbox: self.outbox.clone(),
+            outbox: overview.outbox.clone(),
             fresh: self.fresh.clone(),
             notices: noticed,
             retained,
             orders,
             stop: stopped,
-            health: self.health.clone(),
+            health: overview.health.clone(),
         };
         let publisher = tokio::spawn(Publisher::new(&self.config, channels).run());
 
-        let kept = Pulse::default();
-        let (keep, mut keep_ended, stop_keeping) = self.keep(kept.clone())?;
-        let (capture, mut capture_ended) = self.capture(board.clone(), notices.clone())?;
+        let (keep, mut keep_ended, stop_keeping) = self.keep()?;
+        let (capture, mut capture_ended) = self.capture(notices.clone())?;
         let (pictures, pictured) = mpsc::channel(1);
-        let (classify, mut classify_ended) =
-            self.classify(board.clone(), notices.clone(), pictures)?;
-        let lineup = self.lineup.clone();
+        let (classify, mut classify_ended) = self.classify(notices.clone(), pictures)?;
+        let lineup = overview.lineup.clone();
         let (load, _) = spawn("load", move || {
             lineup.keep_loaded();
             Ok(())
         })?;
 
-        let Self { source, handoff, gate, lineup, .. } = &self;
-        let (source, handoff) = (source.clone(), handoff.clone());
-        let (gate, lineup) = (gate.clone(), lineup.clone());
+        let source = self.source.clone();
         let inbox = Inbox { triggered, ordered, pictured };
-        let report = self.report(kept);
-        let obey = tokio::spawn(self.obey(inbox, board, notices));
+        let obey = tokio::spawn(self.obey(inbox, notices));
+        let page = tokio::spawn(page);
         drop(start);
         service::ready();
         tracing::info!("ready");
-        let report = tokio::spawn(report);
+        let (looked_at, told) = (overview.clone(), overview.clone());
+        let stuck = move |limit| looked_at.stuck(limit);
+        let report = tokio::spawn(service::report(stuck, move || told.glance()));
 
         loop {
             tokio::select! {
@@ -292,10 +307,11 @@ impl Daemon {
         }
         tracing::info!("stopping");
         report.abort();
+        page.abort();
         service::stopping();
-        gate.stop();
+        overview.gate.stop();
         source.stop();
-        handoff.close();
+        overview.handoff.close();
         obey.abort();
         stop.send(true).ok();
         let joined = tokio::task::spawn_blocking(move || {
@@ -307,14 +323,15 @@ impl Daemon {
         let joined = joined.await?;
         // The last senders of notices went with these threads; the publisher now ends by itself.
         publisher.await.context("publishing failed")?;
-        lineup.stop();
+        overview.lineup.stop();
         join(load)?;
         joined
     }
 
     /// Starts the thread that brings predictions safely to the disk, and then lets their photos go.
-    fn keep(&self, pulse: Pulse) -> Result<(Thread, oneshot::Receiver<()>, std_mpsc::Sender<()>)> {
-        let (outbox, keeper) = (self.outbox.clone(), self.keeper.clone());
+    fn keep(&self) -> Result<(Thread, oneshot::Receiver<()>, std_mpsc::Sender<()>)> {
+        let (outbox, keeper) = (self.overview.outbox.clone(), self.keeper.clone());
+        let pulse = self.kept.clone();
         let pause = match self.config.outbox.sync {
             Sync::Interval => self.config.outbox.interval(),
             Sync::Always | Sync::Never => KEEP_EVERY,
@@ -334,12 +351,9 @@ impl Daemon {
     }
 
     /// Starts the thread that frames come from.
-    fn capture(
-        &self,
-        board: Arc<Board>,
-        notices: mpsc::Sender<Notice>,
-    ) -> Result<(Thread, oneshot::Receiver<()>)> {
-        let (source, handoff) = (self.source.clone(), self.handoff.clone());
+    fn capture(&self, notices: mpsc::Sender<Notice>) -> Result<(Thread, oneshot::Receiver<()>)> {
+        let (source, handoff) = (self.source.clone(), self.overview.handoff.clone());
+        let board = self.overview.board.clone();
         let tell = move |condition: Condition| {
             if !condition.working {
                 let failure = Failure::new("source", None, condition.detail.clone());
@@ -356,13 +370,13 @@ impl Daemon {
     /// Starts the thread that classifies; it puts into `pictures` what is to be published as an image.
     fn classify(
         &self,
-        board: Arc<Board>,
         notices: mpsc::Sender<Notice>,
         pictures: mpsc::Sender<Arc<Picture>>,
     ) -> Result<(Thread, oneshot::Receiver<()>)> {
-        let (latest, image) = (self.seen.clone(), self.config.state.image);
+        let (overview, image) = (self.overview.clone(), self.config.state.image);
         let seen = move |seen: Seen| {
             let prediction = &seen.prediction;
+            let board = &overview.board;
             let changed = board.see(&prediction.top[0], &prediction.variant, seen.captured_at);
             let wanted = match image {
                 Image::Off => false,
@@ -372,54 +386,34 @@ impl Daemon {
             if wanted {
                 pictures.try_send(seen.picture.clone()).ok();
             }
-            *latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+            overview.see(seen);
         };
         let failed = move |failure| drop(notices.try_send(Notice::failure(&failure)));
+        let overview = &self.overview;
         let classifier = Classifier {
-            pipeline: Pipeline::new(&self.set, &self.config.source),
-            lineup: self.lineup.clone(),
-            gate: self.gate.clone(),
+            pipeline: Pipeline::new(&overview.set, &self.config.source),
+            lineup: overview.lineup.clone(),
+            gate: overview.gate.clone(),
             keeper: self.keeper.clone(),
-            stats: self.stats.clone(),
+            stats: overview.stats.clone(),
             source: self.config.source.kind.as_str(),
             min_change: self.config.source.min_change,
             seen: Box::new(seen),
             failed: Box::new(failed),
         };
-        let handoff = self.handoff.clone();
+        let handoff = overview.handoff.clone();
         spawn("classify", move || classifier.run(&handoff))
-    }
-
-    /// What may be set, as it is now.
-    fn orders(&self) -> State {
-        let (variant, budget) = self.lineup.orders();
-        State { variant, budget, paused: self.gate.paused() }
-    }
-
-    /// Tells the service manager how it goes; `kept` is the pulse of the thread that keeps predictions.
-    fn report(&self, kept: Pulse) -> impl Future<Output = ()> + use<> {
-        let pulses = vec![
-            ("capture", self.handoff.giving().clone()),
-            ("classify", self.handoff.taking().clone()),
-            ("keep", kept),
-            ("publish", self.health.pulse().clone()),
-        ];
-        let (stats, gate, health) = (self.stats.clone(), self.gate.clone(), self.health.clone());
-        service::report(pulses, move || {
-            let stats = stats.lock().unwrap_or_else(PoisonError::into_inner);
-            let paused = if gate.paused() { "; paused" } else { "" };
-            let away = if health.connected() { "" } else { "; no broker" };
-            format!("{}{paused}{away}", stats.glance())
-        })
     }
 
     /// Carries out orders, and takes over what changed in the configuration each time it is told to
     /// look. Tells on `board` what holds afterwards.
-    async fn obey(mut self, mut inbox: Inbox, board: Arc<Board>, notices: mpsc::Sender<Notice>) {
+    async fn obey(mut self, mut inbox: Inbox, notices: mpsc::Sender<Notice>) {
+        let overview = self.overview.clone();
         let period = self.config.mqtt.stats();
         let mut next = tokio::time::Instant::now() + period.unwrap_or_default();
         let (look, mut started) = (tokio::time::Instant::now() + DEBOUNCE, false);
         loop {
+            let mut answer = None;
             let result = tokio::select! {
                 // What changed while the model was loaded.
                 () = tokio::time::sleep_until(look), if !started => {
@@ -428,8 +422,11 @@ impl Daemon {
                 }
                 () = tokio::time::sleep_until(next), if period.is_some() => {
                     next += period.unwrap_or_default();
-                    let stats = self.stats();
-                    board.thermal(&stats.thermal);
+                    let stats = overview.message();
+                    overview.board.thermal(&stats.thermal);
+                    if let Some(throttled) = stats.thermal.throttled.filter(|now| now.any()) {
+                        tracing::warn!(?throttled, "the board is held back");
+                    }
                     // Without a broker there is nobody to tell.
                     notices.try_send(Notice::json("stats", &stats)).ok();
                     continue;
@@ -447,52 +444,41 @@ impl Daemon {
                     let _reload = service::reloading();
                     self.take_over().await
                 }
-                Some((name, payload)) = inbox.ordered.recv() => match Order::parse(&name, &payload) {
-                    Ok(order) => self.carry_out(order, &notices).await,
-                    Err(problem) => Err(Refused::Order(problem)),
-                },
+                Some(asked) = inbox.ordered.recv() => {
+                    let (order, tell) = asked.take();
+                    answer = Some(tell);
+                    match order {
+                        Ok(order) => self.carry_out(order, &notices).await,
+                        Err(problem) => Err(Refused::Order(problem)),
+                    }
+                }
             };
-            board.orders(&self.orders());
+            overview.board.orders(&overview.orders());
             let (kind, error) = match result {
-                Ok(()) => continue,
+                Ok(()) => {
+                    if let Some(tell) = answer {
+                        tell(Ok(()));
+                    }
+                    continue;
+                }
                 Err(Refused::Configuration(error)) => ("configuration", anyhow!(error)),
                 Err(Refused::Order(problem)) => ("order", anyhow!(problem)),
                 Err(Refused::Model(error)) => ("model", error),
             };
             let message = format!("{error:#}");
             tracing::error!(error = message, "change refused, going on as before");
+            if let Some(tell) = answer {
+                tell(Err(message.clone()));
+            }
             // Without a broker the channel is full and the log has to do.
             let failure = Failure::new(kind, None, message);
             notices.try_send(Notice::failure(&failure)).ok();
         }
     }
 
-    /// What happened since the last time, and how the machine fares.
-    fn stats(&self) -> stats::Message {
-        let thermal = Thermal::now();
-        if let Some(throttled) = thermal.throttled.filter(|throttled| throttled.any()) {
-            tracing::warn!(?throttled, "the board is held back");
-        }
-        let outbox = self.outbox.status();
-        stats::Message {
-            at: event::timestamp(SystemTime::now()),
-            summary: self.stats.lock().unwrap_or_else(PoisonError::into_inner).take(),
-            dropped: self.handoff.dropped(),
-            outbox: stats::Outbox {
-                pending: outbox.pending,
-                bytes: outbox.bytes,
-                dropped: outbox.dropped,
-            },
-            reconnects: self.health.reconnects(),
-            slowdown: self.lineup.slowdown(),
-            rss_mb: measure::memory("VmRSS:").ok(),
-            thermal,
-        }
-    }
-
     /// Publishes the picture, as a JPEG that is small enough.
     fn publish_image(&self, picture: Arc<Picture>, notices: mpsc::Sender<Notice>) {
-        let pipeline = Pipeline::new(&self.set, &self.config.source);
+        let pipeline = Pipeline::new(&self.overview.set, &self.config.source);
         let most = self.config.state.image_bytes();
         tokio::task::spawn_blocking(move || {
             let decoded = pipeline.decode(&mut Picture::clone(&picture)).ok()?;
@@ -503,27 +489,28 @@ impl Daemon {
 
     /// Runs every variant on the last frame, beside the classification and behind it.
     fn compare(&self, notices: mpsc::Sender<Notice>) -> Result<(), Refused> {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(Seen { picture, prediction, .. }) = seen else {
+        let overview = self.overview.clone();
+        let Some(Seen { picture, prediction, .. }) = overview.last.borrow().clone() else {
             return Err(Refused::Order("compare/set: no frame was classified so far".to_owned()));
         };
-        if self.comparing.swap(true, Ordering::Relaxed) {
+        let Some(turn) = overview.turn.take() else {
             return Err(Refused::Order("compare/set: a comparison is under way".to_owned()));
-        }
-        let (config, set, busy) = (self.config.clone(), self.set.clone(), self.comparing.clone());
+        };
         tokio::task::spawn_blocking(move || {
-            let mut variants = Vec::new();
-            let (config, set, picture) = (&config, &set, &*picture);
-            let comparing = Comparing { config, set, picture, runs: COMPARED, background: true };
-            let compared = compare(
-                &comparing,
-                |_| {},
-                |card| {
-                    variants.push(card);
-                    Ok(())
-                },
-            );
-            busy.store(false, Ordering::Relaxed);
+            let (mut variants, mut left_out) = (Vec::new(), Vec::new());
+            let Overview { config, set, lineup, .. } = &*overview;
+            let (picture, may) = (&*picture, &|index| lineup.room(index));
+            let comparing =
+                Comparing { config, set, picture, runs: COMPARED, background: true, may };
+            let compared = compare(comparing, |step| {
+                match step {
+                    Step::Next(_) => {}
+                    Step::Card(card) => variants.push(card),
+                    Step::LeftOut(variant) => left_out.push(variant),
+                }
+                Ok(())
+            });
+            drop(turn);
             let notice = match compared {
                 Ok(()) => Notice::json(
                     "compare",
@@ -533,6 +520,7 @@ impl Daemon {
                         id: prediction.id.clone(),
                         file: prediction.file.clone(),
                         variants,
+                        left_out,
                     },
                 ),
                 Err(error) => {
@@ -553,18 +541,19 @@ impl Daemon {
     ) -> Result<(), Refused> {
         tracing::info!(?order, "ordered");
         match order {
-            Order::Budget(budget) => self.lineup.set_budget(budget),
-            Order::Pause(paused) => self.gate.pause(paused),
-            Order::Snapshot => self.gate.snapshot(),
+            Order::Budget(budget) => self.overview.lineup.set_budget(budget),
+            Order::Pause(paused) => self.overview.gate.pause(paused),
+            Order::Snapshot => self.overview.gate.snapshot(),
             Order::Compare => self.compare(notices.clone())?,
             Order::Variant(Chooser::Auto) => {
-                self.lineup
+                self.overview
+                    .lineup
                     .choose_automatically()
                     .map_err(|problem| Refused::Order(format!("variant/set: auto {problem}")))?;
                 self.profile(ProfileWhen::Background, &|| {}).map_err(Refused::Model)?;
             }
             Order::Variant(Chooser::Fixed(name)) => {
-                let known = self.set.position(&name);
+                let known = self.overview.set.position(&name);
                 known.map_err(|error| Refused::Order(format!("variant/set: {error}")))?;
                 self.fix(name).await?;
             }
@@ -574,7 +563,7 @@ impl Daemon {
 
     /// Runs the variant `name` from now on.
     async fn fix(&self, name: String) -> Result<(), Refused> {
-        let lineup = self.lineup.clone();
+        let lineup = self.overview.lineup.clone();
         let fix = move || lineup.fix(&name);
         let fixed = tokio::task::spawn_blocking(fix).await;
         fixed
@@ -590,13 +579,14 @@ impl Daemon {
             return Ok(());
         }
         let mut profiles = Profiles::open(&self.config.model.profile, &self.engine);
-        for (index, variant) in self.set.manifest.variants.iter().enumerate() {
-            if let Some(cost) = profiles.of(&self.set, variant) {
-                self.lineup.learn(index, cost);
+        for (index, variant) in self.overview.set.manifest.variants.iter().enumerate() {
+            if let Some(cost) = profiles.of(&self.overview.set, variant) {
+                self.overview.lineup.learn(index, cost);
             }
         }
-        let untimed = self.lineup.untimed();
-        let (config, set, lineup) = (self.config.clone(), self.set.clone(), self.lineup.clone());
+        let untimed = self.overview.lineup.untimed();
+        let (config, set, lineup) =
+            (self.config.clone(), self.overview.set.clone(), self.overview.lineup.clone());
         let mut time = move |index: usize| {
             let variant = &set.manifest.variants[index];
             match profiles.measure(&config, &set, variant) {
@@ -629,19 +619,20 @@ impl Daemon {
         if !later.is_empty() {
             tracing::warn!(keys = ?later, "changed keys take effect at the next start");
         }
-        configured_variant(&new, &self.set).map_err(Refused::Configuration)?;
-        let chooser = configured_chooser(&new, &self.set).map_err(Refused::Configuration)?;
+        configured_variant(&new, &self.overview.set).map_err(Refused::Configuration)?;
+        let chooser =
+            configured_chooser(&new, &self.overview.set).map_err(Refused::Configuration)?;
         let is_new = |key: &str| changed.iter().any(|other| other == key);
         if is_new("model.budget_ms") {
-            self.lineup.set_budget(new.model.budget());
+            self.overview.lineup.set_budget(new.model.budget());
         }
         if is_new("model.miss_rate") {
-            self.lineup.set_miss_rate(new.model.miss_rate);
+            self.overview.lineup.set_miss_rate(new.model.miss_rate);
         }
         if is_new("model.policy") || is_new("model.variant") {
             match chooser {
                 Chooser::Auto => {
-                    self.lineup.choose_automatically().map_err(|problem| {
+                    self.overview.lineup.choose_automatically().map_err(|problem| {
                         Refused::Configuration(new.wrong("model.policy", "auto", problem))
                     })?;
                     self.profile(ProfileWhen::Background, &|| {}).map_err(Refused::Model)?;
@@ -669,8 +660,8 @@ enum Refused {
 struct Inbox {
     /// The configuration may have changed.
     triggered: mpsc::Receiver<()>,
-    /// Orders as they came: name and payload.
-    ordered: mpsc::Receiver<(String, Vec<u8>)>,
+    /// Orders as they came.
+    ordered: mpsc::Receiver<Asked>,
     /// Pictures to publish.
     pictured: mpsc::Receiver<Arc<Picture>>,
 }

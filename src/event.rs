@@ -135,8 +135,22 @@ pub struct Comparison {
     /// Name of the photo, if it is one.
     #[serde(serialize_with = "name_if_any")]
     pub file: Option<String>,
-    /// One for each variant, in the order of the set.
+    /// One for each variant that ran, in the order of the set.
     pub variants: Vec<Card>,
+    /// Those that did not run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A variant that is not compared.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LeftOut {
+    /// The variant's name.
+    #[serde(serialize_with = "label")]
+    pub variant: String,
+    /// Why not.
+    #[serde(serialize_with = "sentence")]
+    pub reason: String,
 }
 
 /// What a variant says of a frame, and what it costs.
@@ -157,9 +171,9 @@ pub struct Card {
     pub bytes: u64,
     /// Resident memory after the last run, in MiB.
     pub rss_mb: u64,
-    /// Whether its first class is the first variant's.
+    /// Whether its first class is that of the first variant that ran, the baseline unless it was left out.
     pub agrees: bool,
-    /// How many times faster than the first variant it is.
+    /// How many times faster than that one it is.
     pub speedup: f64,
     /// Threads that ran it.
     pub threads: usize,
@@ -283,7 +297,8 @@ fn sentence<S: Serializer>(text: &str, to: S) -> Result<S::Ok, S::Error> {
     cut(text, LONGEST_SENTENCE).serialize(to)
 }
 
-fn round(value: f64, digits: i32) -> f64 {
+/// A number rounded to so many decimal places.
+pub fn round(value: f64, digits: i32) -> f64 {
     let scale = 10f64.powi(digits);
     (value * scale).round() / scale
 }

@@ -53,14 +53,18 @@ pub mod select;
 pub mod board;
 pub mod control;
 pub mod homeassistant;
+pub mod metrics;
+pub mod overview;
 pub mod publish;
 pub mod stable;
 pub mod stats;
 pub mod thermal;
+pub mod web;
 
 pub mod daemon;
 pub mod logging;
 pub mod pulse;
+pub mod secret;
 pub mod service;
 
 pub mod compare;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::control::Chooser;
 use crate::event::duration;
-use crate::manifest::{ModelSet, SetError};
+use crate::manifest::{ModelSet, SetError, Variant};
 use crate::model::{Engine, Model, ModelError};
 use crate::profile::Cost;
 use crate::select::{Choice, Profile, Selector};
@@ -50,6 +50,16 @@ struct Inner {
     stopping: bool,
 }
 
+/// What there is for a frame.
+struct Weighed {
+    /// Index of the variant that runs, if any is in memory.
+    next: Option<usize>,
+    /// The one that would be better, and is not in memory.
+    missing: Option<usize>,
+    /// What the selector expects of the best one, if it chooses.
+    best: Option<Choice>,
+}
+
 /// A variant in memory, or the room for it.
 #[derive(Clone, Default)]
 struct Place {
@@ -65,6 +75,47 @@ pub struct Chosen {
     /// The budget that holds for the frame.
     pub budget: Option<Duration>,
     index: usize,
+}
+
+/// How the choice stands for a frame that came now.
+#[derive(Clone, Debug)]
+pub struct Outlook {
+    /// Who chooses.
+    pub chooser: Chooser,
+    /// The latency budget, if there is one.
+    pub budget: Option<Duration>,
+    /// The share of frames that may be late.
+    pub miss_rate: f64,
+    /// Index of the variant that would run, if any is in memory.
+    pub next: Option<usize>,
+    /// The better one, which is not in memory so far.
+    pub missing: Option<usize>,
+    /// One for each variant of the set.
+    pub variants: Vec<Prospect>,
+}
+
+/// How a variant stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Prospect {
+    /// Whether it is in memory.
+    pub loaded: bool,
+    /// Whether the selector may choose it.
+    pub standing: Standing,
+    /// What to expect of it, of a candidate.
+    pub choice: Option<Choice>,
+}
+
+/// Whether the selector may choose a variant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It may.
+    Candidate,
+    /// It takes more memory than it may.
+    TooLarge,
+    /// What it takes is not known so far.
+    Untimed,
+    /// What it is worth is not in the manifest.
+    Unevaluated,
 }
 
 impl std::borrow::Borrow<Model> for Chosen {
@@ -142,6 +193,51 @@ impl Lineup {
         let candidate = inner.candidates.iter().position(|&index| index == chosen.index);
         if let (Some(candidate), Some(selector)) = (candidate, &mut inner.selector) {
             selector.observe(candidate, took);
+        }
+    }
+
+    /// How the choice stands for a frame that came now.
+    pub fn outlook(&self) -> Outlook {
+        let inner = self.lock();
+        let left = inner.budget.unwrap_or(Duration::MAX);
+        let weighed = inner.weigh(Duration::ZERO);
+        let prospect = |(index, variant): (usize, &Variant)| {
+            let candidate = inner.candidates.iter().position(|&at| at == index);
+            Prospect {
+                loaded: inner.places[index].model.is_some(),
+                standing: inner.standing(index, variant, self.memory_limit),
+                choice: candidate.and_then(|at| Some(inner.selector.as_ref()?.expect(at, left))),
+            }
+        };
+        Outlook {
+            chooser: inner.chooser.clone(),
+            budget: inner.budget,
+            miss_rate: inner.miss_rate,
+            next: weighed.as_ref().and_then(|weighed| weighed.next),
+            missing: weighed.and_then(|weighed| weighed.missing),
+            variants: self.set.manifest.variants.iter().enumerate().map(prospect).collect(),
+        }
+    }
+
+    /// Whether the variant `index` may be loaded a second time, beside what is in memory.
+    ///
+    /// # Errors
+    /// A sentence that says how much memory is missing.
+    pub fn room(&self, index: usize) -> Result<(), String> {
+        let Some(limit) = self.memory_limit else { return Ok(()) };
+        let inner = self.lock();
+        let variants = &self.set.manifest.variants;
+        // Of what was not timed at least the files are known.
+        let cost = |index: usize, of: fn(Cost) -> u64| {
+            inner.costs[index].map_or(variants[index].bytes >> 20, of)
+        };
+        let held = (0..variants.len()).filter(|&at| inner.places[at].model.is_some());
+        let left = limit.saturating_sub(held.map(|at| cost(at, |cost| cost.rss_mb)).sum());
+        match cost(index, |cost| cost.peak_rss_mb) {
+            needed if needed <= left => Ok(()),
+            needed => Err(format!(
+                "needs {needed} MiB, and of model.memory_limit = {limit} {left} MiB are free"
+            )),
         }
     }
 
@@ -294,11 +390,26 @@ impl Lineup {
 impl Inner {
     /// The variant for a frame, of those in memory; asks for a better one if that is not there.
     fn pick(&mut self, spent: Duration) -> Option<usize> {
+        let Weighed { next, missing, best } = self.weigh(spent)?;
+        if missing.is_some() || best.is_none() {
+            self.wanted = missing;
+        }
+        if let Some(best) = best {
+            self.tell(best);
+        }
+        next
+    }
+
+    /// What there is for a frame that has taken `spent` so far; nothing if no variant may run now.
+    fn weigh(&self, spent: Duration) -> Option<Weighed> {
+        let present = |index: usize| self.places[index].model.is_some();
         let Some(selector) = self.selector.as_ref().filter(|_| self.chooser == Chooser::Auto)
         else {
-            let present = self.places[self.fixed].model.is_some();
-            self.wanted = (!present).then_some(self.fixed);
-            return present.then_some(self.fixed);
+            let (next, missing) = match present(self.fixed) {
+                true => (Some(self.fixed), None),
+                false => (None, Some(self.fixed)),
+            };
+            return Some(Weighed { next, missing, best: None });
         };
         let left = match self.budget {
             Some(budget) => budget.saturating_sub(spent),
@@ -309,20 +420,30 @@ impl Inner {
         };
         let able = |candidate: usize| !spurned(&self.places[self.candidates[candidate]]);
         let best = selector.pick(left, able)?;
-        let present = |candidate: usize| self.places[self.candidates[candidate]].model.is_some();
-        let choice = if present(best.variant) {
-            Some(best)
-        } else {
-            self.wanted = Some(self.candidates[best.variant]);
-            selector.pick(left, present)
+        let index = self.candidates[best.variant];
+        let there = |candidate: usize| present(self.candidates[candidate]);
+        let (next, missing) = match present(index) {
+            true => (Some(index), None),
+            false => {
+                let second = selector.pick(left, there);
+                (second.map(|choice| self.candidates[choice.variant]), Some(index))
+            }
         };
-        let index = match choice {
-            Some(choice) => Some(self.candidates[choice.variant]),
-            // What is in memory is not profiled.
-            None => (0..self.places.len()).find(|&index| self.places[index].model.is_some()),
-        };
-        self.tell(best);
-        index
+        // What is in memory may not be profiled.
+        let next = next.or_else(|| (0..self.places.len()).find(|&index| present(index)));
+        Some(Weighed { next, missing, best: Some(best) })
+    }
+
+    /// Whether the selector may choose a variant.
+    fn standing(&self, index: usize, variant: &Variant, memory_limit: Option<u64>) -> Standing {
+        match self.costs[index] {
+            _ if variant.accuracy().is_none() => Standing::Unevaluated,
+            None => Standing::Untimed,
+            Some(cost) if memory_limit.is_some_and(|limit| cost.peak_rss_mb > limit) => {
+                Standing::TooLarge
+            }
+            Some(_) => Standing::Candidate,
+        }
     }
 
     /// Says once when no variant keeps the budget any more, and once when one does again.
@@ -349,7 +470,7 @@ impl Inner {
             let (Some(cost), Some(accuracy)) = (self.costs[index], variant.accuracy()) else {
                 continue;
             };
-            if memory_limit.is_some_and(|limit| cost.peak_rss_mb > limit) {
+            if self.standing(index, variant, memory_limit) == Standing::TooLarge {
                 tracing::info!(
                     variant = variant.name,
                     peak_rss_mb = cost.peak_rss_mb,

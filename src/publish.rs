@@ -26,6 +26,7 @@ use tokio::time::{sleep, timeout, timeout_at};
 
 use self::connection::Trouble;
 use crate::config::{Config, ConfigError};
+use crate::control::Asked;
 use crate::event::{self, Failure, Prediction};
 use crate::homeassistant;
 use crate::outbox::{Kind, Outbox, Record};
@@ -92,8 +93,8 @@ pub struct Channels {
     pub notices: mpsc::Receiver<Notice>,
     /// What holds.
     pub retained: watch::Receiver<Retained>,
-    /// Takes the name before `/set`, and the payload.
-    pub orders: mpsc::Sender<(String, Vec<u8>)>,
+    /// Takes what is ordered.
+    pub orders: mpsc::Sender<Asked>,
     /// Becomes true when it is time to stop.
     pub stop: watch::Receiver<bool>,
     /// Says how it goes.
@@ -322,7 +323,7 @@ struct Inbox {
     topic: String,
     /// Where Home Assistant says that it has started.
     birth: Option<String>,
-    orders: mpsc::Sender<(String, Vec<u8>)>,
+    orders: mpsc::Sender<Asked>,
 }
 
 impl Inbox {
@@ -336,7 +337,7 @@ impl Inbox {
         let name = name.and_then(|name| name.strip_suffix("/set"))?;
         if retained {
             tracing::warn!(topic, "retained order ignored, send it without retaining");
-        } else if self.orders.try_send((name.to_owned(), payload.to_owned())).is_err() {
+        } else if self.orders.try_send(Asked::new(name.to_owned(), payload.to_owned())).is_err() {
             tracing::warn!(topic, "too many orders, this one is ignored");
         }
         None

@@ -76,6 +76,11 @@ impl Pulse {
     }
 }
 
+/// The first of these pulses that did not beat within `limit`, by its name.
+pub fn first_older(pulses: &[(&'static str, Pulse)], limit: Duration) -> Option<&'static str> {
+    pulses.iter().find(|(_, pulse)| pulse.age() > limit).map(|(name, _)| *name)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
@@ -144,5 +149,18 @@ mod tests {
             changed.notify_all();
             assert!(!seen.join().unwrap());
         });
+    }
+
+    #[test]
+    fn one_part_that_does_not_get_on_is_named_until_it_does() {
+        let limit = Duration::from_millis(40);
+        let pulses = vec![("capture", Pulse::default()), ("classify", Pulse::default())];
+        thread::sleep(2 * limit);
+        pulses[0].1.beat();
+        assert_eq!(first_older(&pulses, limit), Some("classify"));
+        assert_eq!(first_older(&pulses, Duration::from_secs(120)), None);
+        pulses[1].1.beat();
+        pulses[0].1.beat();
+        assert_eq!(first_older(&pulses, limit), None);
     }
 }

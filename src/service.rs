@@ -94,18 +94,19 @@ impl Start {
     }
 }
 
-/// Tells that the daemon lives and how it fares, until it is dropped: feeds the watchdog while each of the
-/// named `pulses` is fresh, and shows what `status` says whenever that has changed.
-pub async fn report(pulses: Vec<(&'static str, Pulse)>, status: impl Fn() -> String) {
+/// Tells that the daemon lives and how it fares, until it is dropped: feeds the watchdog while no part is
+/// `stuck` for longer than the time that it is asked about, and shows what `glance` says whenever that has
+/// changed.
+pub async fn report(stuck: impl Fn(Duration) -> Option<&'static str>, glance: impl Fn() -> String) {
     let watchdog = sd_notify::watchdog_enabled();
     let every = watchdog.map_or(REFRESH, |watchdog| REFRESH.min(watchdog / 3));
     let limit = watchdog.map_or(STUCK_AFTER, |watchdog| STUCK_AFTER.max(watchdog));
-    let (mut shown, mut stuck) = (String::new(), None);
+    let (mut shown, mut before) = (String::new(), None);
     loop {
-        let now = first_older(&pulses, limit);
+        let now = stuck(limit);
         let status = match now {
             Some(part) => format!("{part} is stuck"),
-            None => status(),
+            None => glance(),
         };
         let mut states = Vec::new();
         if shown != status {
@@ -114,36 +115,13 @@ pub async fn report(pulses: Vec<(&'static str, Pulse)>, status: impl Fn() -> Str
         if now.is_none() && watchdog.is_some() {
             states.push(NotifyState::Watchdog);
         }
-        if now.is_some() && now != stuck {
+        if now.is_some() && now != before {
             tracing::error!(part = now, limit_s = limit.as_secs(), "stuck, the watchdog starves");
         }
         if !states.is_empty() {
             send(&states);
         }
-        (shown, stuck) = (status, now);
+        (shown, before) = (status, now);
         tokio::time::sleep(every).await;
-    }
-}
-
-/// The first of `pulses` that did not beat within `limit`.
-fn first_older(pulses: &[(&'static str, Pulse)], limit: Duration) -> Option<&'static str> {
-    pulses.iter().find(|(_, pulse)| pulse.age() > limit).map(|(name, _)| *name)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_part_that_does_not_get_on_is_named_until_it_does() {
-        let limit = Duration::from_millis(40);
-        let pulses = vec![("capture", Pulse::default()), ("classify", Pulse::default())];
-        thread::sleep(2 * limit);
-        pulses[0].1.beat();
-        assert_eq!(first_older(&pulses, limit), Some("classify"));
-        assert_eq!(first_older(&pulses, STUCK_AFTER), None);
-        pulses[1].1.beat();
-        pulses[0].1.beat();
-        assert_eq!(first_older(&pulses, limit), None);
     }
 }

@@ -1,7 +1,6 @@
 //! What happened to the frames, and how the machine fares: the messages on `stats`.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -10,27 +9,35 @@ use crate::distribution::Distribution;
 use crate::event::{SCHEMA, milliseconds};
 use crate::thermal::Thermal;
 
-/// Counts since the last summary.
+/// Counts since the start, and what the summaries between want.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
-    totals: Vec<Duration>,
-    misses: u64,
-    rejected: u64,
-    skipped: u64,
-    switches: u64,
+    totals: Totals,
+    /// The totals at the last summary.
+    summed: Totals,
+    /// Latencies since then.
+    latencies: Vec<Duration>,
+    /// Frames of each variant since then.
     by_variant: BTreeMap<String, u64>,
-    glance: Glance,
-}
-
-/// How it goes, in a few words: what [`Stats`] have seen since the start.
-#[derive(Clone, Debug, Default)]
-pub struct Glance {
-    frames: u64,
-    late: u64,
     /// The last variant.
     variant: String,
     /// What the last frames took.
     recent: VecDeque<Duration>,
+}
+
+/// What happened to frames since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    /// Frames that were classified.
+    pub frames: u64,
+    /// Of these, those that were not in time.
+    pub late: u64,
+    /// Frames that could not be classified.
+    pub rejected: u64,
+    /// Frames that were passed over because they hardly differed from the last one.
+    pub skipped: u64,
+    /// How often the variant changed from one frame to the next.
+    pub switches: u64,
 }
 
 /// Message on `stats`.
@@ -100,82 +107,79 @@ pub struct Summary {
 /// The most latencies that percentiles are taken of; of more, the first ones count.
 const MOST: usize = 100_000;
 
-/// The frames that a [`Glance`] has the median of.
+/// The frames that a [`glance`](Stats::glance) has the median of.
 const RECENT: usize = 100;
 
 impl Stats {
     /// A frame was classified.
     pub fn count(&mut self, variant: &str, total: Duration, in_time: Option<bool>) {
-        if self.totals.len() < MOST {
-            self.totals.push(total);
+        if self.latencies.len() < MOST {
+            self.latencies.push(total);
         }
-        self.misses += u64::from(in_time == Some(false));
-        let Glance { frames, variant: last, .. } = &self.glance;
-        self.switches += u64::from(*frames > 0 && last != variant);
+        self.totals.switches += u64::from(self.totals.frames > 0 && self.variant != variant);
+        self.totals.frames += 1;
+        self.totals.late += u64::from(in_time == Some(false));
         *self.by_variant.entry(variant.to_owned()).or_default() += 1;
-        self.glance.count(variant, total, in_time);
+        variant.clone_into(&mut self.variant);
+        self.recent.truncate(RECENT - 1);
+        self.recent.push_front(total);
     }
 
     /// A frame could not be classified.
     pub fn reject(&mut self) {
-        self.rejected += 1;
+        self.totals.rejected += 1;
     }
 
     /// A frame hardly differed from the last one.
     pub fn skip(&mut self) {
-        self.skipped += 1;
+        self.totals.skipped += 1;
     }
 
-    /// How it goes.
-    pub fn glance(&self) -> &Glance {
-        &self.glance
+    /// What happened since the start.
+    pub fn totals(&self) -> Totals {
+        self.totals
     }
 
-    /// The summary so far; from here on everything is counted anew.
+    /// The variant of the last frame, if there was one.
+    pub fn variant(&self) -> Option<&str> {
+        (self.totals.frames > 0).then_some(self.variant.as_str())
+    }
+
+    /// How it goes, in a few words:
+    /// `scaled: 83.1 ms a frame (median of the last 100), 3 of 1200 late`.
+    pub fn glance(&self) -> String {
+        let Self { totals: Totals { frames, late, .. }, variant, recent, .. } = self;
+        if recent.is_empty() {
+            return "no frame yet".to_owned();
+        }
+        let median = milliseconds(Distribution::of(recent.iter().copied().collect()).median);
+        let count = recent.len();
+        format!(
+            "{variant}: {median:.1} ms a frame (median of the last {count}), {late} of {frames} late"
+        )
+    }
+
+    /// What happened since the last summary.
     pub fn take(&mut self) -> Summary {
-        let glance = std::mem::take(&mut self.glance);
-        let Self { totals, misses, rejected, skipped, switches, by_variant, .. } =
-            std::mem::replace(self, Self { glance, ..Self::default() });
-        let frames: u64 = by_variant.values().sum();
-        let times = (!totals.is_empty()).then(|| Distribution::of(totals));
+        let summed = std::mem::replace(&mut self.summed, self.totals);
+        let latencies = std::mem::take(&mut self.latencies);
+        let times = (!latencies.is_empty()).then(|| Distribution::of(latencies));
         let ms = |of: fn(&Distribution) -> Duration| times.as_ref().map(|t| milliseconds(of(t)));
+        let Totals { frames, late, rejected, skipped, switches } = self.totals;
+        let (frames, misses) = (frames - summed.frames, late - summed.late);
         Summary {
             schema: SCHEMA,
             frames,
-            rejected,
-            skipped,
+            rejected: rejected - summed.rejected,
+            skipped: skipped - summed.skipped,
             p50_ms: ms(|times| times.median),
             p95_ms: ms(|times| times.p95),
             p99_ms: ms(|times| times.p99),
             misses,
             miss_rate: (frames > 0).then(|| misses as f64 / frames as f64),
-            switches,
-            by_variant,
+            switches: switches - summed.switches,
+            by_variant: std::mem::take(&mut self.by_variant),
         }
-    }
-}
-
-impl Glance {
-    fn count(&mut self, variant: &str, total: Duration, in_time: Option<bool>) {
-        self.frames += 1;
-        self.late += u64::from(in_time == Some(false));
-        variant.clone_into(&mut self.variant);
-        self.recent.truncate(RECENT - 1);
-        self.recent.push_front(total);
-    }
-}
-
-/// `scaled: 83.1 ms a frame (median of the last 100), 3 of 1200 late`
-impl fmt::Display for Glance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { frames, late, variant, recent } = self;
-        if recent.is_empty() {
-            return f.write_str("no frame yet");
-        }
-        let median = milliseconds(Distribution::of(recent.iter().copied().collect()).median);
-        let count = recent.len();
-        write!(f, "{variant}: {median:.1} ms a frame (median of the last {count}), ")?;
-        write!(f, "{late} of {frames} late")
     }
 }
 
@@ -200,10 +204,7 @@ mod tests {
         stats.count("b", Duration::from_millis(1), None);
         let next = stats.take();
         assert_eq!((next.frames, next.switches, next.misses), (1, 1, 0));
-        assert_eq!(
-            stats.glance().to_string(),
-            "b: 20.0 ms a frame (median of the last 5), 1 of 5 late"
-        );
+        assert_eq!(stats.glance(), "b: 20.0 ms a frame (median of the last 5), 1 of 5 late");
         let none = stats.take();
         assert_eq!((none.frames, none.p50_ms, none.miss_rate), (0, None, None));
     }

@@ -69,13 +69,19 @@ fn an_outside_crate_is_named_in_one_place() {
         ("humantime", "src/event"),
         ("bytemuck", "src/model"),
         ("sha2", "src/manifest src/source"),
-        ("rustix", "src/config src/measure src/source"),
+        ("rustix", "src/config src/measure src/source src/web.rs"),
         ("fast_image_resize", "src/preprocess"),
         ("systemd_journal_logger", "src/logging"),
         ("tracing_subscriber", "src/logging"),
-        ("crc32fast", "src/outbox"),
+        ("crc32fast", "src/outbox src/web/page.rs"),
         ("sd_notify", "src/service"),
-        ("tokio", "src/board src/daemon src/publish src/service src/demo"),
+        ("tokio", "src/board src/daemon src/overview src/publish src/service src/web src/demo"),
+        ("axum", "src/web"),
+        ("hyper", "src/web.rs"),
+        ("hyper_util", "src/web.rs"),
+        ("futures_util", "src/web"),
+        ("base64", "src/web/guard.rs"),
+        ("prometheus_client", "src/metrics.rs"),
         ("clap", "src/main src/arguments"),
         ("csv", "src/simulate"),
     ];
@@ -97,10 +103,20 @@ fn an_outside_crate_is_named_in_one_place() {
 
 #[test]
 fn arrows_point_one_way() {
-    let layers: [&[&str]; 11] = [
+    let layers: [&[&str]; 13] = [
         &["manifest", "event", "select", "distribution", "svg", "pulse"],
         &["config"],
-        &["preprocess", "watch", "logging", "simulate", "control", "thermal", "service"],
+        &[
+            "preprocess",
+            "watch",
+            "logging",
+            "simulate",
+            "control",
+            "thermal",
+            "service",
+            "secret",
+            "metrics",
+        ],
         &["source", "model", "stats", "stable", "homeassistant", "outbox"],
         &["pipeline"],
         &["publish", "measure"],
@@ -108,6 +124,8 @@ fn arrows_point_one_way() {
         &["lineup"],
         &["classify"],
         &["board"],
+        &["overview"],
+        &["web"],
         &["daemon"],
     ];
     let layer_of = |module: &str| layers.iter().position(|layer| layer.contains(&module));

@@ -10,7 +10,8 @@ use common::schema::{SCHEMAS, check};
 use common::{Broker, Daemon, evaluated, jpeg, models};
 use serde_json::{Value, json};
 use vggd::event::{
-    Card, Class, Comparison, Failure, Origin, Prediction, SCHEMA, State, Timings, timestamp,
+    Card, Class, Comparison, Failure, LeftOut, Origin, Prediction, SCHEMA, State, Timings,
+    timestamp,
 };
 use vggd::stats::{self, Stats};
 use vggd::thermal::{Thermal, Throttled};
@@ -93,6 +94,10 @@ fn full() -> [(&'static str, Value); 5] {
         id: "0123456789abcdef".to_owned(),
         file: Some("a.jpg".to_owned()),
         variants: vec![card],
+        left_out: vec![LeftOut {
+            variant: "pruned".to_owned(),
+            reason: "needs 500 MiB".to_owned(),
+        }],
     };
     let failure = Failure {
         schema: SCHEMA,

@@ -156,7 +156,7 @@ impl Stage {
     }
 
     /// The configuration: where the default does not do.
-    fn settings(&self, variant: &str) -> [(&'static str, Value); 9] {
+    fn settings(&self, variant: &str) -> [(&'static str, Value); 10] {
         let [photos, outbox] = [PHOTOS, OUTBOX].map(|name| self.folder.path().join(name));
         [
             ("source.directory", photos.to_string_lossy().into()),
@@ -166,6 +166,7 @@ impl Stage {
             ("mqtt.host", "127.0.0.1".into()),
             ("mqtt.port", self.port().into()),
             ("mqtt.topic", TOPIC.into()),
+            ("web.listen", "off".into()),
             ("outbox.directory", outbox.to_string_lossy().into()),
             ("log.level", "warn".into()),
         ]

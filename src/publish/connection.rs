@@ -4,7 +4,6 @@
 //! The password and all certificates are read anew for each attempt, so that renewed ones are taken
 //! over without a restart.
 
-use std::env;
 use std::error::Error;
 use std::fs;
 use std::io;
@@ -28,6 +27,7 @@ use rustls::{
 
 use self::Trouble::{Lasting, Passing};
 use crate::config::{Config, ConfigError};
+use crate::secret;
 
 /// Seconds within which there is a connection, with the broker's consent, or none.
 const CONNECT_WITHIN_S: u64 = 5;
@@ -57,7 +57,8 @@ pub(super) fn options(config: &Config) -> Result<MqttOptions, ConfigError> {
     }
     let user = &config.mqtt.username;
     if !user.is_empty() {
-        match password(config)? {
+        let (key, file) = ("mqtt.password_file", &config.mqtt.password_file);
+        match secret::read(config, key, file, "mqtt-password", 1..=LONGEST_PASSWORD)? {
             Some(password) => options.set_credentials(user, password),
             None => options.set_username(user),
         };
@@ -72,39 +73,6 @@ pub(super) fn open(options: MqttOptions, capacity: usize) -> (AsyncClient, Event
     network.set_connection_timeout(CONNECT_WITHIN_S);
     events.set_network_options(network);
     (client, events)
-}
-
-/// The first line of the password file or, without one, of systemd's credential.
-fn password(config: &Config) -> Result<Option<Vec<u8>>, ConfigError> {
-    let key = "mqtt.password_file";
-    let file = &config.mqtt.password_file;
-    let (path, text) = match env::var_os("CREDENTIALS_DIRECTORY") {
-        _ if !file.as_os_str().is_empty() => (file.clone(), read(config, key, file)?),
-        None => return Ok(None),
-        Some(folder) => {
-            let path = Path::new(&folder).join("mqtt-password");
-            match fs::read(&path) {
-                Ok(text) => (path, text),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                Err(error) => {
-                    let message = format!("{}: {error}", path.display());
-                    return Err(ConfigError {
-                        origin: Some("CREDENTIALS_DIRECTORY".into()),
-                        message,
-                    });
-                }
-            }
-        }
-    };
-    let line = text.split(|&byte| byte == b'\n').next().unwrap_or_default();
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    match (1..=LONGEST_PASSWORD).contains(&line.len()) {
-        true => Ok(Some(line.to_owned())),
-        false => {
-            let problem = format!("its first line must have from 1 to {LONGEST_PASSWORD} bytes");
-            Err(config.wrong(key, path.display(), problem))
-        }
-    }
 }
 
 /// Whom to trust, and who this device is.

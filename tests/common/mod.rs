@@ -321,6 +321,7 @@ impl Daemon {
              [model]\nset = '{}'\nvariant = '{variant}'\nthreads = 1\n\
              [mqtt]\nhost = '127.0.0.1'\nport = {port}\ntopic = 'vggd/test'\n\
              [outbox]\ndirectory = 'outbox'\nsync = 'never'\n\
+             [web]\nlisten = 'off'\n\
              [log]\nlevel = 'trace'\n",
             models().display(),
         );
@@ -335,6 +336,13 @@ impl Daemon {
     /// Adds lines to section `[mqtt]` of the configuration.
     pub fn configure_mqtt(&self, lines: &str) {
         self.replace("[mqtt]\n", &format!("[mqtt]\n{lines}\n"));
+    }
+
+    /// Serves the page, with more lines for section `[web]`; where it is.
+    pub fn serve(&self, lines: &str) -> String {
+        let address = format!("127.0.0.1:{}", free_port());
+        self.replace("listen = 'off'\n", &format!("listen = '{address}'\n{lines}\n"));
+        address
     }
 
     /// Replaces a part of the configuration.
