@@ -20,8 +20,19 @@ struct File {
 }
 
 /// Every file, with the path that it is served at.
-const FILES: [File; 1] = files! {
+const FILES: [File; 12] = files! {
     "/" "index.html" "text/html; charset=utf-8",
+    "/app.css" "app.css" "text/css; charset=utf-8",
+    "/icon.svg" "icon.svg" "image/svg+xml",
+    "/app.js" "app.js" "text/javascript; charset=utf-8",
+    "/chart.js" "chart.js" "text/javascript; charset=utf-8",
+    "/choice.js" "choice.js" "text/javascript; charset=utf-8",
+    "/compare.js" "compare.js" "text/javascript; charset=utf-8",
+    "/draw.js" "draw.js" "text/javascript; charset=utf-8",
+    "/live.js" "live.js" "text/javascript; charset=utf-8",
+    "/parts.js" "parts.js" "text/javascript; charset=utf-8",
+    "/stream.js" "stream.js" "text/javascript; charset=utf-8",
+    "/variants.js" "variants.js" "text/javascript; charset=utf-8",
 };
 
 /// Serves them. Browsers ask each time whether they have changed.
