@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::control::Chooser;
 use crate::event::duration;
-use crate::manifest::{ModelSet, SetError};
+use crate::manifest::{ModelSet, SetError, Variant};
 use crate::model::{Engine, Model, ModelError};
 use crate::profile::Cost;
 use crate::select::{Choice, Profile, Selector};
@@ -205,10 +205,15 @@ impl Lineup {
         Ok(())
     }
 
-    /// Whether somebody must still time variants, and which.
+    /// Whether somebody must still time variants, and which: not those whose files alone are more than fits
+    /// into memory.
     pub fn untimed(&self) -> Vec<usize> {
         let inner = self.lock();
-        (0..inner.costs.len()).filter(|&index| inner.costs[index].is_none()).collect()
+        let variants = &self.set.manifest.variants;
+        let fits = |index: usize| {
+            self.memory_limit.is_none_or(|limit| files_mb(&variants[index]) <= limit)
+        };
+        (0..variants.len()).filter(|&index| inner.costs[index].is_none() && fits(index)).collect()
     }
 
     /// Tells what a variant costs: it becomes a candidate.
@@ -349,10 +354,12 @@ impl Inner {
             let (Some(cost), Some(accuracy)) = (self.costs[index], variant.accuracy()) else {
                 continue;
             };
-            if memory_limit.is_some_and(|limit| cost.peak_rss_mb > limit) {
+            // Where memory is short, less of the files is resident than would be.
+            let peak_rss_mb = cost.peak_rss_mb.max(files_mb(variant));
+            if memory_limit.is_some_and(|limit| peak_rss_mb > limit) {
                 tracing::info!(
                     variant = variant.name,
-                    peak_rss_mb = cost.peak_rss_mb,
+                    peak_rss_mb,
                     "does not fit into model.memory_limit"
                 );
                 continue;
@@ -363,6 +370,11 @@ impl Inner {
         }
         self.selector = (!profiles.is_empty()).then(|| Selector::new(&profiles, self.miss_rate));
     }
+}
+
+/// What a variant's files take in memory, in MiB.
+fn files_mb(variant: &Variant) -> u64 {
+    variant.bytes >> 20
 }
 
 /// Whether a set has what choosing among its variants needs.
