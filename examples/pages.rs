@@ -1,5 +1,5 @@
-//! Writes what packages have beside the binary into a folder: manual pages and shell completions, made of
-//! its own arguments. Packages are built without the demo:
+//! Writes what packages have beside the programs into a folder each: manual pages and shell completions, made
+//! of their own arguments. Packages are built without the demo:
 //!
 //! ```sh
 //! cargo run --example pages --no-default-features --features camera -- target/pages
@@ -7,35 +7,41 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_complete::{Shell, generate_to};
 
 #[allow(dead_code)]
 #[path = "../src/arguments.rs"]
-mod arguments;
+mod vggd_arguments;
+
+#[allow(dead_code)]
+#[path = "../models/builder/src/arguments.rs"]
+mod models_arguments;
 
 fn main() -> ExitCode {
     let Some(folder) = std::env::args_os().nth(1).map(PathBuf::from) else {
         eprintln!("pages: which folder to write to?");
         return ExitCode::from(2);
     };
-    match write(&folder) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    let programs = [vggd_arguments::Arguments::command, models_arguments::Arguments::command];
+    for program in programs {
+        let folder = folder.join(program().get_name());
+        if let Err(error) = write(&folder, program) {
             eprintln!("pages: {}: {error}", folder.display());
-            ExitCode::FAILURE
+            return ExitCode::FAILURE;
         }
     }
+    ExitCode::SUCCESS
 }
 
-fn write(folder: &PathBuf) -> io::Result<()> {
+fn write(folder: &Path, program: fn() -> Command) -> io::Result<()> {
     fs::create_dir_all(folder)?;
-    let mut command = arguments::Arguments::command();
     for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
-        generate_to(shell, &mut command, "vggd", folder)?;
+        let name = program().get_name().to_owned();
+        generate_to(shell, &mut program(), name, folder)?;
     }
-    clap_mangen::generate_to(command.disable_help_subcommand(true), folder)
+    clap_mangen::generate_to(program().disable_help_subcommand(true), folder)
 }

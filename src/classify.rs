@@ -295,11 +295,12 @@ impl Classifier {
             replayed: false,
         };
         tracing::debug!(
+            source = self.source,
             file = prediction.file,
             variant = prediction.variant,
             class = prediction.top[0].label,
             probability = prediction.top[0].probability,
-            total_ms = prediction.timings_ms.total,
+            latency_ms = prediction.timings_ms.total,
             "classified"
         );
         let picture = std::mem::replace(&mut frame.picture, Picture::Encoded(Vec::new()));
@@ -334,12 +335,12 @@ impl Classifier {
         self.stats().reject();
         let Some(file) = frame.file.as_ref().map(|file| file.name.clone()) else {
             if !std::mem::replace(&mut last.broken, true) {
-                tracing::warn!(error = reason, "a frame is broken");
+                tracing::warn!(source = self.source, error = reason, "a frame is broken");
                 (self.failed)(Failure::new("frame", None, reason));
             }
             return;
         };
-        tracing::warn!(file, error = reason, "photo rejected");
+        tracing::warn!(source = self.source, file, error = reason, "photo rejected");
         let failure = Failure::new("photo", Some(file), reason.clone());
         self.keeper.keep(frame, Kind::Failure, Some(reason), |_| event::json(&failure));
     }

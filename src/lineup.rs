@@ -227,13 +227,13 @@ impl Lineup {
         let Some(limit) = self.memory_limit else { return Ok(()) };
         let inner = self.lock();
         let variants = &self.set.manifest.variants;
-        // Of what was not timed at least the files are known.
-        let cost = |index: usize, of: fn(Cost) -> u64| {
-            inner.costs[index].map_or(variants[index].bytes >> 20, of)
-        };
         let held = (0..variants.len()).filter(|&at| inner.places[at].model.is_some());
-        let left = limit.saturating_sub(held.map(|at| cost(at, |cost| cost.rss_mb)).sum());
-        match cost(index, |cost| cost.peak_rss_mb) {
+        let held = held.map(|at| match inner.costs[at] {
+            Some(cost) => cost.rss_mb,
+            None => files_mb(&variants[at]),
+        });
+        let left = limit.saturating_sub(held.sum());
+        match peak_mb(inner.costs[index], &variants[index]) {
             needed if needed <= left => Ok(()),
             needed => Err(format!(
                 "needs {needed} MiB, and of model.memory_limit = {limit} {left} MiB are free"
@@ -301,10 +301,16 @@ impl Lineup {
         Ok(())
     }
 
-    /// Whether somebody must still time variants, and which.
+    /// Whether somebody must still time variants, and which: not those whose files alone are more than fits
+    /// into memory.
     pub fn untimed(&self) -> Vec<usize> {
         let inner = self.lock();
-        (0..inner.costs.len()).filter(|&index| inner.costs[index].is_none()).collect()
+        let variants = &self.set.manifest.variants;
+        let able = |index: usize| {
+            let standing = inner.standing(index, &variants[index], self.memory_limit);
+            inner.costs[index].is_none() && standing != Standing::TooLarge
+        };
+        (0..variants.len()).filter(|&index| able(index)).collect()
     }
 
     /// Tells what a variant costs: it becomes a candidate.
@@ -436,12 +442,11 @@ impl Inner {
 
     /// Whether the selector may choose a variant.
     fn standing(&self, index: usize, variant: &Variant, memory_limit: Option<u64>) -> Standing {
+        let peak = peak_mb(self.costs[index], variant);
         match self.costs[index] {
+            _ if memory_limit.is_some_and(|limit| peak > limit) => Standing::TooLarge,
             _ if variant.accuracy().is_none() => Standing::Unevaluated,
             None => Standing::Untimed,
-            Some(cost) if memory_limit.is_some_and(|limit| cost.peak_rss_mb > limit) => {
-                Standing::TooLarge
-            }
             Some(_) => Standing::Candidate,
         }
     }
@@ -470,10 +475,11 @@ impl Inner {
             let (Some(cost), Some(accuracy)) = (self.costs[index], variant.accuracy()) else {
                 continue;
             };
+            let peak_rss_mb = peak_mb(Some(cost), variant);
             if self.standing(index, variant, memory_limit) == Standing::TooLarge {
                 tracing::info!(
                     variant = variant.name,
-                    peak_rss_mb = cost.peak_rss_mb,
+                    peak_rss_mb,
                     "does not fit into model.memory_limit"
                 );
                 continue;
@@ -484,6 +490,17 @@ impl Inner {
         }
         self.selector = (!profiles.is_empty()).then(|| Selector::new(&profiles, self.miss_rate));
     }
+}
+
+/// What a variant takes in memory at the most, in MiB, as far as that is known: where memory was short when
+/// it was timed, less of its files was resident than would be.
+fn peak_mb(cost: Option<Cost>, variant: &Variant) -> u64 {
+    files_mb(variant).max(cost.map_or(0, |cost| cost.peak_rss_mb))
+}
+
+/// What a variant's files take in memory, in MiB.
+fn files_mb(variant: &Variant) -> u64 {
+    variant.bytes >> 20
 }
 
 /// Whether a set has what choosing among its variants needs.

@@ -42,7 +42,8 @@ fn journal() -> Option<Journal> {
     Some(Journal(journal.with_syslog_identifier("vggd".to_owned())))
 }
 
-/// Hands each event to the journal with its fields as journal fields.
+/// Hands each event to the journal with its fields as journal fields, and with syslog's priorities: error 3,
+/// warning 4, info 6, debug 7.
 struct Journal(JournalLog);
 
 impl<S: Subscriber> Layer<S> for Journal {
@@ -50,12 +51,12 @@ impl<S: Subscriber> Layer<S> for Journal {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let metadata = event.metadata();
+        // The logger reckons from notice (5) downwards what is info (6) and debug (7) everywhere else.
         let level = match *metadata.level() {
             Level::ERROR => log::Level::Error,
             Level::WARN => log::Level::Warn,
-            Level::INFO => log::Level::Info,
-            Level::DEBUG => log::Level::Debug,
-            Level::TRACE => log::Level::Trace,
+            Level::INFO => log::Level::Debug,
+            Level::DEBUG | Level::TRACE => log::Level::Trace,
         };
         let mut record = log::Record::builder();
         record.level(level).target(metadata.target()).module_path(metadata.module_path());

@@ -135,6 +135,8 @@ impl Job {
         if self.background {
             rustix::process::nice(19).context("cannot lower the priority")?;
         }
+        // Should memory run out, it is this process that goes, and not the one that asked.
+        fs::write("/proc/self/oom_score_adj", "1000").ok();
         let start = Instant::now();
         let set = ModelSet::open(&self.config.model.set)?;
         let engine = Engine::configured(&self.config.model)?;

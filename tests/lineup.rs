@@ -80,6 +80,21 @@ fn what_does_not_fit_the_memory_limit_is_no_candidate() {
 }
 
 #[test]
+fn a_variant_whose_files_alone_do_not_fit_is_not_timed() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/sample");
+    let set = ModelSet::open(&path).unwrap();
+    let engine = Engine::configured(&Config::load(None).unwrap().model).unwrap();
+    let untimed = |limit| {
+        let first = Model::load(&set, set.variant("pruned-int8-scaled").unwrap(), &engine).unwrap();
+        let lineup = Lineup::new(&set, &engine, first, Chooser::Auto, None, 0.05, limit).unwrap();
+        lineup.untimed().into_iter().map(|at| set.names()[at].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(untimed(None), set.names());
+    assert_eq!(untimed(Some(14)), ["pruned-quantized-scaled", "pruned-int8-scaled"]);
+    assert!(untimed(Some(1)).is_empty());
+}
+
+#[test]
 fn a_variant_makes_room_for_another_one_when_both_do_not_fit() {
     let (_folder, path) = evaluated();
     let costs = [(50.0, 100, 120), (40.0, 80, 90), (20.0, 60, 70)];

@@ -26,7 +26,7 @@ use nokhwa::{Buffer, NokhwaError};
 use super::live::{Live, Reader, Reports};
 use super::{Condition, Handoff, Picture, Source, jpeg};
 use crate::config;
-use crate::config::Format;
+use crate::config::{Format, SourceKind};
 use crate::preprocess::{PixelFormat, Raw};
 
 /// Where the kernel lists its cameras.
@@ -59,7 +59,7 @@ impl Camera {
             oldest: config.timeout(),
             held: Mutex::default(),
         };
-        Self { device: Arc::new(device), live: Live::new(config.timeout()) }
+        Self { device: Arc::new(device), live: Live::new(SourceKind::Camera, config.timeout()) }
     }
 }
 

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Condition, Frame, Handoff, Picture};
+use crate::config::SourceKind;
 use crate::pulse::Pulse;
 
 /// The first pause before a reader is started again, and the longest.
@@ -20,6 +21,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 
 /// A source that has readers.
 pub(super) struct Live {
+    kind: SourceKind,
     /// How long a reader may give no picture.
     timeout: Duration,
     events: Sender<(u64, Event)>,
@@ -89,9 +91,10 @@ enum End {
 }
 
 impl Live {
-    pub(super) fn new(timeout: Duration) -> Self {
+    /// Of the kind `kind`; a reader may give no picture for `timeout`.
+    pub(super) fn new(kind: SourceKind, timeout: Duration) -> Self {
         let (events, inbox) = channel();
-        Self { timeout, events, inbox: Mutex::new(Some(inbox)) }
+        Self { kind, timeout, events, inbox: Mutex::new(Some(inbox)) }
     }
 
     /// Makes [`run`](Self::run) return.
@@ -110,7 +113,7 @@ impl Live {
         let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
         let inbox = inbox.expect("a source runs once");
         let wanted = Arc::new(AtomicU64::new(0));
-        let mut teller = Teller { tell, last: None };
+        let mut teller = Teller { source: self.kind.as_str(), tell, last: None };
         let mut pause = PAUSE.0;
         for number in 1.. {
             wanted.store(number, Ordering::Relaxed);
@@ -194,6 +197,7 @@ fn stopped_within(inbox: &Receiver<(u64, Event)>, pulse: &Pulse, pause: Duration
 
 /// Tells and logs what changes.
 struct Teller<'a> {
+    source: &'static str,
     tell: &'a dyn Fn(Condition),
     last: Option<Condition>,
 }
@@ -201,10 +205,14 @@ struct Teller<'a> {
 impl Teller<'_> {
     fn tell(&mut self, condition: Condition) {
         if self.last.as_ref() != Some(&condition) {
-            let detail = &condition.detail;
+            let (source, detail) = (self.source, &condition.detail);
             match condition.working {
-                true => tracing::info!(detail, "source works"),
-                false => tracing::error!(detail, "source does not work, trying again and again"),
+                true => tracing::info!(source, detail, "source works"),
+                false => tracing::error!(
+                    source,
+                    error = detail,
+                    "source does not work, trying again and again"
+                ),
             }
             (self.tell)(condition.clone());
             self.last = Some(condition);
@@ -242,7 +250,7 @@ mod tests {
         read: impl Fn(u64, Reports) + Sync,
         enough: impl Fn(&[Condition]) -> bool,
     ) -> (Vec<Condition>, Vec<bool>) {
-        let live = Live::new(timeout);
+        let live = Live::new(SourceKind::Stream, timeout);
         let (handoff, closed) = (Handoff::default(), Mutex::default());
         let (told, changed) = (Mutex::new(Vec::new()), Condvar::new());
         thread::scope(|scope| {
@@ -313,7 +321,7 @@ mod tests {
 
     #[test]
     fn stopping_waits_for_nothing() {
-        let live = Live::new(Duration::from_secs(3600));
+        let live = Live::new(SourceKind::Stream, Duration::from_secs(3600));
         let handoff = Handoff::default();
         let (sender, hangs) = channel::<()>();
         let hangs = Arc::new(Mutex::new(hangs));
@@ -335,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_closed_handoff_ends_it() {
-        let live = Live::new(SOON);
+        let live = Live::new(SourceKind::Stream, SOON);
         let handoff = Handoff::default();
         handoff.close();
         let closed = Mutex::default();

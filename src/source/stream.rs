@@ -9,6 +9,7 @@
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use super::jpeg::Splitter;
 use super::live::{Live, Reader, Reports};
 use super::{Condition, Handoff, Picture, Source};
-use crate::config;
+use crate::config::{self, SourceKind};
 
 /// How long a command may take to end.
 const GRACE: Duration = Duration::from_secs(2);
@@ -25,14 +26,15 @@ const GRACE: Duration = Duration::from_secs(2);
 /// How often it is looked whether it has.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Of what a command writes to standard error, so many lines are logged in so much time, and so much of
-/// a line.
+/// Of what a command writes to standard error, however often it is started, so many lines are logged in so
+/// much time, and so much of a line.
 const LOGGED: (u32, Duration, u64) = (20, Duration::from_secs(60), 1000);
 
 /// A command whose standard output are JPEGs.
 pub struct Stream {
     command: String,
     limit: usize,
+    said: Arc<Mutex<Said>>,
     live: Live,
 }
 
@@ -42,7 +44,8 @@ impl Stream {
         Self {
             command: config.command.clone(),
             limit: usize::try_from(config.max_file()).unwrap_or(usize::MAX),
-            live: Live::new(config.timeout()),
+            said: Arc::default(),
+            live: Live::new(SourceKind::Stream, config.timeout()),
         }
     }
 
@@ -62,7 +65,8 @@ impl Stream {
         let limit = self.limit;
         let mut running = Running { child, program: program.clone(), threads: Vec::new() };
         let read = move || read(stdout, limit, &reports);
-        let log = move || log(stderr, &program);
+        let said = self.said.clone();
+        let log = move || log(stderr, &program, &said);
         running.threads.push(thread::Builder::new().name("stream".to_owned()).spawn(read)?);
         running.threads.push(thread::Builder::new().name("stream log".to_owned()).spawn(log)?);
         Ok(running)
@@ -100,25 +104,46 @@ fn read(mut stdout: ChildStdout, limit: usize, reports: &Reports) {
     }
 }
 
+/// Lines of standard error since some time.
+#[derive(Default)]
+struct Said {
+    since: Option<Instant>,
+    count: u32,
+}
+
+impl Said {
+    /// One more line at `now`: whether it is to be logged, and how many were not in the time before.
+    fn count(&mut self, now: Instant) -> (bool, u32) {
+        let (most, period, _) = LOGGED;
+        let is_over = self.since.is_none_or(|since| now.duration_since(since) >= period);
+        let left_out = match is_over {
+            true => self.count.saturating_sub(most),
+            false => 0,
+        };
+        if is_over {
+            *self = Self { since: Some(now), count: 0 };
+        }
+        self.count += 1;
+        (self.count <= most, left_out)
+    }
+}
+
 /// Logs what the command says, not all of it if it says too much.
-fn log(stderr: ChildStderr, command: &str) {
-    let (most, period, length) = LOGGED;
+fn log(stderr: ChildStderr, command: &str, said: &Mutex<Said>) {
+    let (source, (_, _, length)) = (SourceKind::Stream.as_str(), LOGGED);
     let mut stderr = BufReader::new(stderr);
-    let (mut since, mut count) = (Instant::now(), 0);
     let mut line = Vec::new();
     while let Ok(1..) = stderr.by_ref().take(length).read_until(b'\n', &mut line) {
         let text = String::from_utf8_lossy(&line);
         let text = text.trim();
-        if since.elapsed() >= period {
-            if count > most {
-                tracing::warn!(command, lines = count - most, "more was said");
-            }
-            (since, count) = (Instant::now(), 0);
-        }
         if !text.is_empty() {
-            count += 1;
-            if count <= most {
-                tracing::warn!(command, line = text, "the command says");
+            let said = said.lock().unwrap_or_else(PoisonError::into_inner).count(Instant::now());
+            let (is_logged, left_out) = said;
+            if left_out > 0 {
+                tracing::warn!(source, command, lines = left_out, "more was said");
+            }
+            if is_logged {
+                tracing::warn!(source, command, line = text, "the command says");
             }
         }
         line.clear();
@@ -178,5 +203,25 @@ impl Drop for Running {
             self.signal(Signal::KILL);
             self.child.wait().ok();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_fails_again_and_again_fills_no_log() {
+        let (most, period, _) = LOGGED;
+        let (mut said, start) = (Said::default(), Instant::now());
+        // Each is another start's, a second after the one before.
+        let logged = |said: &mut Said, start: Instant| {
+            let seconds = (0..period.as_secs()).map(Duration::from_secs);
+            seconds.map(|after| said.count(start + after)).filter(|(logged, _)| *logged).count()
+        };
+        assert_eq!(logged(&mut said, start), most as usize);
+        let left_out = period.as_secs() as u32 - most;
+        assert_eq!(said.count(start + period), (true, left_out));
+        assert_eq!(said.count(start + period), (true, 0));
     }
 }

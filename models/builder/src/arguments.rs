@@ -9,6 +9,7 @@ use vggd_models::{fetch, plan, prune};
 /// Make vggd model sets: variants of one trained VGG-19, as ordinary ONNX.
 #[derive(Parser)]
 #[command(
+    name = "vggd-models",
     version,
     after_help = "\
 A set from nothing:

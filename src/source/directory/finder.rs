@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::identity::Identity;
 use super::{Condition, Directory, Handoff};
+use crate::config::SourceKind;
 use crate::watch::{Change, Watch};
 
 /// How often the folder is listed for what no event told of.
@@ -175,9 +176,10 @@ impl<'a> Finder<'a> {
         };
         self.next_scan = Instant::now() + pause;
         if condition != self.told {
-            match &condition {
-                Condition { working: false, detail } => tracing::error!(detail, "no photos"),
-                Condition { detail, .. } => tracing::info!(detail, "looking for photos"),
+            let (source, detail) = (SourceKind::Directory.as_str(), &condition.detail);
+            match condition.working {
+                true => tracing::info!(source, detail, "looking for photos"),
+                false => tracing::error!(source, error = detail, "no photos"),
             }
             (self.tell)(condition.clone());
             self.told = condition;
