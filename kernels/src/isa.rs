@@ -26,6 +26,9 @@ pub(crate) enum Kind {
     /// The same with SDOT, which multiplies bytes and sums in one instruction.
     #[cfg(target_arch = "aarch64")]
     NeonDot,
+    /// The same with arithmetic on float16, too.
+    #[cfg(target_arch = "aarch64")]
+    NeonHalf,
 }
 
 impl Isa {
@@ -59,7 +62,11 @@ impl Isa {
         }
         #[cfg(target_arch = "aarch64")]
         if std::arch::is_aarch64_feature_detected!("neon") {
-            if std::arch::is_aarch64_feature_detected!("dotprod") {
+            let dot = std::arch::is_aarch64_feature_detected!("dotprod");
+            if dot && std::arch::is_aarch64_feature_detected!("fp16") {
+                kinds.push(Kind::NeonHalf);
+            }
+            if dot {
                 kinds.push(Kind::NeonDot);
             }
             kinds.push(Kind::Neon);
@@ -69,13 +76,13 @@ impl Isa {
     }
 
     /// The instruction set called `name` (`plain`, `avx2`, `avx512`, `avx512vnni`, `neon`,
-    /// `neondot`), if this machine has it.
+    /// `neondot`, `neonhalf`), if this machine has it.
     pub fn by_name(name: &str) -> Option<Isa> {
         Isa::all().into_iter().find(|isa| isa.name() == name)
     }
 
-    /// `plain`, `avx2`, `avx512`, `avx512vnni`, `neon` or `neondot`: the first word of its
-    /// kernels' names, or of those that make do with less.
+    /// `plain`, `avx2`, `avx512`, `avx512vnni`, `neon`, `neondot` or `neonhalf`: the first word of
+    /// its kernels' names, or of those that make do with less.
     pub fn name(self) -> &'static str {
         match self.0 {
             Kind::Plain => "plain",
@@ -89,10 +96,12 @@ impl Isa {
             Kind::Neon => "neon",
             #[cfg(target_arch = "aarch64")]
             Kind::NeonDot => "neondot",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonHalf => "neonhalf",
         }
     }
 
-    /// Whether it multiplies int16 faster than float32: what
+    /// Whether it multiplies numbers of 16 bits faster than float32: what
     /// [`Precision::Half`](crate::Precision::Half) needs to be worth while.
     pub fn has_half(self) -> bool {
         match self.0 {
@@ -100,6 +109,8 @@ impl Isa {
             Kind::Avx2 => true,
             #[cfg(target_arch = "x86_64")]
             Kind::Vnni => true,
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonHalf => true,
             _ => false,
         }
     }
