@@ -304,6 +304,8 @@ fn of(isa: Isa) -> &'static Kernels {
         Kind::Avx512 | Kind::Vnni => &avx512::KERNELS,
         #[cfg(target_arch = "aarch64")]
         Kind::Neon | Kind::NeonDot | Kind::NeonHalf => &neon::KERNELS,
+        #[cfg(target_arch = "arm")]
+        Kind::Neon32 => &plain::KERNELS,
     }
 }
 

@@ -41,6 +41,8 @@ pub fn linear_f32(isa: Isa, weights: &[f32], bias: &[f32], x: &[f32], y: &mut [f
             Kind::Neon | Kind::NeonDot | Kind::NeonHalf => {
                 neon_linear_f32_4x16(weights, bias, x, y)
             }
+            #[cfg(target_arch = "arm")]
+            Kind::Neon32 => plain_linear_f32_4x16(weights, bias, x, y),
         }
     }
 }
@@ -88,6 +90,8 @@ pub fn linear_i8b64(
             Kind::Neon | Kind::NeonDot | Kind::NeonHalf => {
                 neon_linear_i8b64_4x64(weights, scales, bias, x, y)
             }
+            #[cfg(target_arch = "arm")]
+            Kind::Neon32 => plain_linear_i8b64_4x64(weights, scales, bias, x, y),
         }
     }
 }

@@ -32,6 +32,8 @@ use crate::parallel::{Parallel, Parts, share};
 
 mod half;
 mod instances;
+#[cfg(target_arch = "arm")]
+mod neon32;
 mod product;
 mod stem;
 mod transform;

@@ -38,6 +38,8 @@ pub(super) fn of(isa: Isa) -> &'static Kernels {
         Kind::Neon => &neon::KERNELS,
         #[cfg(target_arch = "aarch64")]
         Kind::NeonDot | Kind::NeonHalf => &neondot::KERNELS,
+        #[cfg(target_arch = "arm")]
+        Kind::Neon32 => &plain::KERNELS,
     }
 }
 

@@ -106,6 +106,8 @@ fn single(kind: Kind) -> &'static Kernels {
         Kind::Avx512 | Kind::Vnni => &avx512::KERNELS,
         #[cfg(target_arch = "aarch64")]
         Kind::Neon | Kind::NeonDot | Kind::NeonHalf => &neon::KERNELS,
+        #[cfg(target_arch = "arm")]
+        Kind::Neon32 => &neon32::KERNELS,
     }
 }
 
@@ -166,7 +168,7 @@ macro_rules! instance {
         }
     };
     (@transforms $vector:ty $(, $features:literal)?) => {
-        const fn transforms<const S: usize>() -> Transforms {
+        pub(super) const fn transforms<const S: usize>() -> Transforms {
             Transforms {
                 weights: transform_weights::<S>,
                 input: transform_input::<S>,
@@ -208,6 +210,22 @@ instance!(
 );
 #[cfg(target_arch = "aarch64")]
 instance!(neon, Neon, 1, [1 2 3 4 5], "neon_winograd_f32_16x5", "neon");
+
+/// Products in assembly between the transforms of plain Rust.
+#[cfg(target_arch = "arm")]
+mod neon32 {
+    use super::*;
+    use crate::winograd::neon32::product as multiply;
+
+    pub(super) static KERNELS: Kernels = Kernels {
+        name: "neon32_winograd_f32_16x3",
+        panel: CHANNEL_BLOCK,
+        round: None,
+        product: &[multiply::<1>, multiply::<2>, multiply::<3>],
+        two: plain::transforms::<4>(),
+        four: plain::transforms::<6>(),
+    };
+}
 
 instance!(half Int16, plain_half, Plain, 1, [1 2 3 4], "plain_winograd_i16_16x4");
 #[cfg(target_arch = "x86_64")]
