@@ -186,7 +186,7 @@ pub struct Model {
 pub enum Precision {
     /// float32.
     F32,
-    /// int16 with scales, where that is faster.
+    /// Numbers of 16 bits with scales, where that is faster.
     Half,
 }
 

@@ -303,7 +303,9 @@ fn of(isa: Isa) -> &'static Kernels {
         #[cfg(target_arch = "x86_64")]
         Kind::Avx512 | Kind::Vnni => &avx512::KERNELS,
         #[cfg(target_arch = "aarch64")]
-        Kind::Neon | Kind::NeonDot => &neon::KERNELS,
+        Kind::Neon | Kind::NeonDot | Kind::NeonHalf => &neon::KERNELS,
+        #[cfg(target_arch = "arm")]
+        Kind::Neon32 => &plain::KERNELS,
     }
 }
 

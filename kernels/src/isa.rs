@@ -26,6 +26,12 @@ pub(crate) enum Kind {
     /// The same with SDOT, which multiplies bytes and sums in one instruction.
     #[cfg(target_arch = "aarch64")]
     NeonDot,
+    /// The same with arithmetic on float16, too.
+    #[cfg(target_arch = "aarch64")]
+    NeonHalf,
+    /// 32-bit ARM with Advanced SIMD, which Rust has in assembly only.
+    #[cfg(target_arch = "arm")]
+    Neon32,
 }
 
 impl Isa {
@@ -59,23 +65,31 @@ impl Isa {
         }
         #[cfg(target_arch = "aarch64")]
         if std::arch::is_aarch64_feature_detected!("neon") {
-            if std::arch::is_aarch64_feature_detected!("dotprod") {
+            let dot = std::arch::is_aarch64_feature_detected!("dotprod");
+            if dot && std::arch::is_aarch64_feature_detected!("fp16") {
+                kinds.push(Kind::NeonHalf);
+            }
+            if dot {
                 kinds.push(Kind::NeonDot);
             }
             kinds.push(Kind::Neon);
+        }
+        #[cfg(target_arch = "arm")]
+        if has_neon() {
+            kinds.push(Kind::Neon32);
         }
         kinds.push(Kind::Plain);
         kinds.into_iter().map(Isa).collect()
     }
 
     /// The instruction set called `name` (`plain`, `avx2`, `avx512`, `avx512vnni`, `neon`,
-    /// `neondot`), if this machine has it.
+    /// `neondot`, `neonhalf`, `neon32`), if this machine has it.
     pub fn by_name(name: &str) -> Option<Isa> {
         Isa::all().into_iter().find(|isa| isa.name() == name)
     }
 
-    /// `plain`, `avx2`, `avx512`, `avx512vnni`, `neon` or `neondot`: the first word of its
-    /// kernels' names, or of those that make do with less.
+    /// `plain`, `avx2`, `avx512`, `avx512vnni`, `neon`, `neondot`, `neonhalf` or `neon32`: the first word of
+    /// its kernels' names, or of those that make do with less.
     pub fn name(self) -> &'static str {
         match self.0 {
             Kind::Plain => "plain",
@@ -89,10 +103,14 @@ impl Isa {
             Kind::Neon => "neon",
             #[cfg(target_arch = "aarch64")]
             Kind::NeonDot => "neondot",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonHalf => "neonhalf",
+            #[cfg(target_arch = "arm")]
+            Kind::Neon32 => "neon32",
         }
     }
 
-    /// Whether it multiplies int16 faster than float32: what
+    /// Whether it multiplies numbers of 16 bits faster than float32: what
     /// [`Precision::Half`](crate::Precision::Half) needs to be worth while.
     pub fn has_half(self) -> bool {
         match self.0 {
@@ -100,6 +118,8 @@ impl Isa {
             Kind::Avx2 => true,
             #[cfg(target_arch = "x86_64")]
             Kind::Vnni => true,
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonHalf => true,
             _ => false,
         }
     }
@@ -107,6 +127,19 @@ impl Isa {
     pub(crate) fn kind(self) -> Kind {
         self.0
     }
+}
+
+/// What the kernel says of the processor; stable Rust does not ask on 32-bit ARM.
+#[cfg(target_arch = "arm")]
+fn has_neon() -> bool {
+    use std::ffi::c_ulong;
+    unsafe extern "C" {
+        fn getauxval(kind: c_ulong) -> c_ulong;
+    }
+    const AT_HWCAP: c_ulong = 16;
+    const HWCAP_NEON: c_ulong = 1 << 12;
+    // SAFETY: a function of the C library that takes any number and only looks it up.
+    unsafe { getauxval(AT_HWCAP) & HWCAP_NEON != 0 }
 }
 
 impl fmt::Debug for Isa {

@@ -14,7 +14,8 @@
 //! - [`layout`]: where an activation lies.
 //! - [`parallel`]: how a kernel gets the caller's threads.
 //! - [`isa`]: what this processor can do; every kernel takes an [`Isa`].
-//! - `vector`: sixteen float32 lanes, or pairs of int16, one file per instruction set.
+//! - `vector`: sixteen float32 lanes, or pairs of 16 bits each, one file per instruction set.
+//! - `float16`: numbers of that width, as bits.
 //! - `integer`: sixteen int32 lanes, and what multiplies and sums, likewise.
 //!
 //! A kernel is written once over `vector` or `integer` and instantiated once per instruction set,
@@ -36,6 +37,8 @@ pub mod parallel;
 pub mod isa;
 
 mod aligned;
+#[cfg(any(test, target_arch = "aarch64"))]
+mod float16;
 mod integer;
 mod vector;
 

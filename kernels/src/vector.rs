@@ -9,6 +9,8 @@ pub(crate) mod avx512;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
 pub(crate) mod plain;
+#[cfg(test)]
+mod plain16;
 
 /// The number of lanes.
 pub(crate) const LANES: usize = 16;
@@ -58,6 +60,11 @@ pub(crate) trait Vector: Copy {
     fn max(self, other: Self) -> Self;
     /// The sum of all lanes, as a tree.
     fn sum(self) -> f32;
+    /// Lane by lane the larger one of `self`, which has no sign, and the magnitude of
+    /// `other`; what is not a number is larger than any.
+    fn larger_magnitude(self, other: Self) -> Self;
+    /// The largest of lanes without sign; what is not a number is larger than any.
+    fn largest(self) -> f32;
     /// Asks for the cache line at `at` (any address, never a fault) in the core's own
     /// second cache: what is asked for far ahead would push out the first.
     fn prefetch(at: *const f32);
@@ -65,33 +72,45 @@ pub(crate) trait Vector: Copy {
     fn prefetch_near(at: *const f32);
 }
 
-/// Products at half the width: pairs of int16, whose sums are int32. The pairs are two
-/// neighbouring input channels, so that a sum takes in two channels at once.
+/// Numbers of 16 bits: int16, whose sums are int32.
+pub(crate) struct Int16;
+
+/// Numbers of 16 bits: float16, whose sums are float16 too.
+#[cfg(any(test, target_arch = "aarch64"))]
+pub(crate) struct Float16;
+
+/// Products at half the width: pairs of numbers `N` of 16 bits. The pairs are two neighbouring
+/// input channels.
 ///
 /// # Safety
 ///
-/// The constructors `no_sums`, `pairs` and `pair` need the instruction set as those of
-/// [`Vector`] do, and on AVX-512 VNNI besides.
-pub(crate) trait Pairs: Vector {
-    /// Sixteen int32 sums, or sixteen pairs of int16.
-    type Integers: Copy;
+/// The constructors `no_sums`, `weights` and `inputs` need the instruction set as those of [`Vector`]
+/// do, on AVX-512 VNNI besides, and on NEON fp16 arithmetic.
+pub(crate) trait Pairs<N>: Vector {
+    /// Sixteen sums.
+    type Sums: Copy;
+    /// Sixteen pairs.
+    type Weights: Copy;
+    /// Four pairs, each to be multiplied with sixteen: a register where there is an instruction by
+    /// element, else the place they are broadcast from.
+    type Inputs: Copy;
 
     /// Sixteen sums, zero.
-    unsafe fn no_sums() -> Self::Integers;
-    /// Sixteen pairs.
-    unsafe fn pairs(from: *const f32) -> Self::Integers;
-    /// One pair sixteen times.
-    unsafe fn pair(from: *const f32) -> Self::Integers;
-    /// Lane by lane `sum` and both products of two pairs; exact unless the result is no
-    /// int32.
-    fn dot(pairs: Self::Integers, factors: Self::Integers, sum: Self::Integers) -> Self::Integers;
-    /// Sums in float32, rounded once.
-    fn of_sums(sums: Self::Integers) -> Self;
-    /// Lane by lane the larger one of `self`, which has no sign, and the magnitude of
-    /// `other`; what is not a number is larger than any.
-    fn larger_magnitude(self, other: Self) -> Self;
-    /// The largest of lanes without sign; what is not a number is larger than any.
-    fn largest(self) -> f32;
-    /// Writes sixteen int16, the nearest to the lanes, which must be in their range.
-    unsafe fn store_rounded(self, to: *mut i16);
+    unsafe fn no_sums() -> Self::Sums;
+    /// Sixteen pairs, in the order that `N` has them in.
+    unsafe fn weights(from: *const f32) -> Self::Weights;
+    /// Four pairs.
+    unsafe fn inputs(from: *const f32) -> Self::Inputs;
+    /// Lane by lane `sums` and both products of two pairs, that of a lane and number `L` of the
+    /// inputs, whose memory must still be there. Integers are exact unless the result is no int32;
+    /// floats are rounded after each product.
+    unsafe fn dot<const L: usize>(
+        weights: Self::Weights,
+        inputs: Self::Inputs,
+        sums: Self::Sums,
+    ) -> Self::Sums;
+    /// Sums in float32, rounded once if they need to be.
+    fn of_sums(sums: Self::Sums) -> Self;
+    /// Writes sixteen numbers, the nearest to the lanes, which must be in their range.
+    unsafe fn store_rounded(self, to: *mut u16);
 }

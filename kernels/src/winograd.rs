@@ -14,7 +14,7 @@
 //! | transformed inputs | `[36, C_in / 16, tiles, 16]` |
 //! | products | `[36, C_out / 16, tiles, 16]` |
 //!
-//! With [`Precision::Half`] transformed weights and inputs are int16, in pairs of input
+//! With [`Precision::Half`] transformed weights and inputs are int16 or float16, in pairs of input
 //! channels: an element is a pair, and there are half as many. How they are rounded, and why
 //! no sum overflows, is said in `half`.
 //!
@@ -32,6 +32,8 @@ use crate::parallel::{Parallel, Parts, share};
 
 mod half;
 mod instances;
+#[cfg(target_arch = "arm")]
+mod neon32;
 mod product;
 mod stem;
 mod transform;
@@ -58,8 +60,8 @@ pub enum Precision {
     /// Float32.
     #[default]
     Single,
-    /// Int16 with scales, summed up in int32: half the bytes, and up to twice as fast where
-    /// [`Isa::has_half`].
+    /// Int16 summed up in int32, or float16, with scales: half the bytes, and up to twice as fast
+    /// where [`Isa::has_half`].
     Half,
 }
 
@@ -108,7 +110,7 @@ pub struct Conv3x3 {
     out_channels: usize,
     in_channels: usize,
     weights: Aligned<f32>,
-    /// `[positions, panels, panel]` if weights are int16.
+    /// `[positions, panels, panel]` if weights are of half the width.
     weight_scales: Aligned<f32>,
     bias: Aligned<f32>,
 }
@@ -147,13 +149,24 @@ impl Conv3x3 {
         weights: &[f32],
         bias: &[f32],
     ) -> Conv3x3 {
+        let kernels = instances::of(isa, precision);
+        Conv3x3::with_kernels(kernels, tile, out_channels, in_channels, weights, bias)
+    }
+
+    fn with_kernels(
+        kernels: &'static Kernels,
+        tile: Tile,
+        out_channels: usize,
+        in_channels: usize,
+        weights: &[f32],
+        bias: &[f32],
+    ) -> Conv3x3 {
         assert!(
             weights.len() == out_channels * in_channels * 9 && bias.len() == out_channels,
             "Conv3x3: {} weights and {} biases for {out_channels} x {in_channels} x 3 x 3",
             weights.len(),
             bias.len()
         );
-        let kernels = instances::of(isa, precision);
         let mut padded = Aligned::zeroed(out_channels.next_multiple_of(kernels.panel));
         padded.as_mut_slice()[..out_channels].copy_from_slice(bias);
         let mut conv = Conv3x3 {

@@ -37,7 +37,9 @@ pub(super) fn of(isa: Isa) -> &'static Kernels {
         #[cfg(target_arch = "aarch64")]
         Kind::Neon => &neon::KERNELS,
         #[cfg(target_arch = "aarch64")]
-        Kind::NeonDot => &neondot::KERNELS,
+        Kind::NeonDot | Kind::NeonHalf => &neondot::KERNELS,
+        #[cfg(target_arch = "arm")]
+        Kind::Neon32 => &plain::KERNELS,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Sixteen lanes as two AVX2 registers.
 
-use super::{Pairs, Vector};
+use super::{Int16, Pairs, Vector};
 use std::arch::x86_64::*;
 
 /// Two 256-bit registers. Constructed only where AVX2 and FMA are enabled; that is
@@ -106,58 +106,6 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch(at: *const f32) {
-        // SAFETY: SSE is part of x86-64, and a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
-    }
-
-    #[inline(always)]
-    fn prefetch_near(at: *const f32) {
-        // SAFETY: SSE is part of x86-64, and a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-    }
-}
-
-impl Pairs for Avx2 {
-    type Integers = (__m256i, __m256i);
-
-    #[inline(always)]
-    unsafe fn no_sums() -> Self::Integers {
-        // SAFETY: the caller has AVX2.
-        unsafe { (_mm256_setzero_si256(), _mm256_setzero_si256()) }
-    }
-
-    #[inline(always)]
-    unsafe fn pairs(from: *const f32) -> Self::Integers {
-        // SAFETY: the caller has AVX2 and gives sixteen readable elements.
-        unsafe { (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(8).cast())) }
-    }
-
-    #[inline(always)]
-    unsafe fn pair(from: *const f32) -> Self::Integers {
-        // SAFETY: the caller has AVX2 and gives a readable element.
-        let pair = unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) };
-        (pair, pair)
-    }
-
-    #[inline(always)]
-    fn dot(pairs: Self::Integers, factors: Self::Integers, sum: Self::Integers) -> Self::Integers {
-        // SAFETY: the values prove AVX2.
-        unsafe {
-            (
-                _mm256_add_epi32(sum.0, _mm256_madd_epi16(pairs.0, factors.0)),
-                _mm256_add_epi32(sum.1, _mm256_madd_epi16(pairs.1, factors.1)),
-            )
-        }
-    }
-
-    #[inline(always)]
-    fn of_sums(sums: Self::Integers) -> Self {
-        // SAFETY: the values prove AVX2.
-        unsafe { Avx2(_mm256_cvtepi32_ps(sums.0), _mm256_cvtepi32_ps(sums.1)) }
-    }
-
-    #[inline(always)]
     fn larger_magnitude(self, other: Self) -> Self {
         // SAFETY: the value proves AVX2. Without their sign, floats are ordered as integers.
         unsafe {
@@ -186,7 +134,64 @@ impl Pairs for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn store_rounded(self, to: *mut i16) {
+    fn prefetch(at: *const f32) {
+        // SAFETY: SSE is part of x86-64, and a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+
+    #[inline(always)]
+    fn prefetch_near(at: *const f32) {
+        // SAFETY: SSE is part of x86-64, and a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
+
+impl Pairs<Int16> for Avx2 {
+    type Sums = (__m256i, __m256i);
+    type Weights = (__m256i, __m256i);
+    type Inputs = *const f32;
+
+    #[inline(always)]
+    unsafe fn no_sums() -> Self::Sums {
+        // SAFETY: the caller has AVX2.
+        unsafe { (_mm256_setzero_si256(), _mm256_setzero_si256()) }
+    }
+
+    #[inline(always)]
+    unsafe fn weights(from: *const f32) -> Self::Weights {
+        // SAFETY: the caller has AVX2 and gives sixteen readable elements.
+        unsafe { (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(8).cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn inputs(from: *const f32) -> Self::Inputs {
+        from
+    }
+
+    #[inline(always)]
+    unsafe fn dot<const L: usize>(
+        weights: Self::Weights,
+        inputs: Self::Inputs,
+        sums: Self::Sums,
+    ) -> Self::Sums {
+        // SAFETY: the values prove AVX2; the inputs are four elements.
+        unsafe {
+            let pair = _mm256_set1_epi32(inputs.add(L).cast::<i32>().read_unaligned());
+            (
+                _mm256_add_epi32(sums.0, _mm256_madd_epi16(weights.0, pair)),
+                _mm256_add_epi32(sums.1, _mm256_madd_epi16(weights.1, pair)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn of_sums(sums: Self::Sums) -> Self {
+        // SAFETY: the values prove AVX2.
+        unsafe { Avx2(_mm256_cvtepi32_ps(sums.0), _mm256_cvtepi32_ps(sums.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_rounded(self, to: *mut u16) {
         // SAFETY: the value proves AVX2; the caller gives room for sixteen values.
         unsafe {
             let mixed = _mm256_packs_epi32(_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1));

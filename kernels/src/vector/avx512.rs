@@ -1,6 +1,6 @@
 //! Sixteen lanes as one AVX-512 register.
 
-use super::{Pairs, Vector};
+use super::{Int16, Pairs, Vector};
 use std::arch::x86_64::*;
 
 /// One 512-bit register. Constructed only where AVX-512 F, BW, DQ and VL are
@@ -89,54 +89,6 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
-    fn prefetch(at: *const f32) {
-        // SAFETY: SSE is part of x86-64, and a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
-    }
-
-    #[inline(always)]
-    fn prefetch_near(at: *const f32) {
-        // SAFETY: SSE is part of x86-64, and a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-    }
-}
-
-/// Needs VNNI besides: pairs are only made where it is enabled, which is the reason of
-/// every operation on them.
-impl Pairs for Avx512 {
-    type Integers = __m512i;
-
-    #[inline(always)]
-    unsafe fn no_sums() -> Self::Integers {
-        // SAFETY: the caller has AVX-512.
-        unsafe { _mm512_setzero_si512() }
-    }
-
-    #[inline(always)]
-    unsafe fn pairs(from: *const f32) -> Self::Integers {
-        // SAFETY: the caller has AVX-512 and gives sixteen readable elements.
-        unsafe { _mm512_loadu_si512(from.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn pair(from: *const f32) -> Self::Integers {
-        // SAFETY: the caller has AVX-512 and gives a readable element.
-        unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
-    }
-
-    #[inline(always)]
-    fn dot(pairs: Self::Integers, factors: Self::Integers, sum: Self::Integers) -> Self::Integers {
-        // SAFETY: the values prove AVX-512 with VNNI.
-        unsafe { dot(pairs, factors, sum) }
-    }
-
-    #[inline(always)]
-    fn of_sums(sums: Self::Integers) -> Self {
-        // SAFETY: the values prove AVX-512.
-        Avx512(unsafe { _mm512_cvtepi32_ps(sums) })
-    }
-
-    #[inline(always)]
     fn larger_magnitude(self, other: Self) -> Self {
         // SAFETY: the value proves AVX-512. Without their sign, floats are ordered as
         // integers.
@@ -153,7 +105,63 @@ impl Pairs for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn store_rounded(self, to: *mut i16) {
+    fn prefetch(at: *const f32) {
+        // SAFETY: SSE is part of x86-64, and a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+
+    #[inline(always)]
+    fn prefetch_near(at: *const f32) {
+        // SAFETY: SSE is part of x86-64, and a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
+
+/// Needs VNNI besides: pairs are only made where it is enabled, which is the reason of
+/// every operation on them.
+impl Pairs<Int16> for Avx512 {
+    type Sums = __m512i;
+    type Weights = __m512i;
+    type Inputs = *const f32;
+
+    #[inline(always)]
+    unsafe fn no_sums() -> Self::Sums {
+        // SAFETY: the caller has AVX-512.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    unsafe fn weights(from: *const f32) -> Self::Weights {
+        // SAFETY: the caller has AVX-512 and gives sixteen readable elements.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn inputs(from: *const f32) -> Self::Inputs {
+        from
+    }
+
+    #[inline(always)]
+    unsafe fn dot<const L: usize>(
+        weights: Self::Weights,
+        inputs: Self::Inputs,
+        sums: Self::Sums,
+    ) -> Self::Sums {
+        // SAFETY: the values prove AVX-512 with VNNI; the inputs are four elements.
+        unsafe {
+            let pair = _mm512_set1_epi32(inputs.add(L).cast::<i32>().read_unaligned());
+            dot(weights, pair, sums)
+        }
+    }
+
+    #[inline(always)]
+    fn of_sums(sums: Self::Sums) -> Self {
+        // SAFETY: the values prove AVX-512.
+        Avx512(unsafe { _mm512_cvtepi32_ps(sums) })
+    }
+
+    #[inline(always)]
+    unsafe fn store_rounded(self, to: *mut u16) {
         // SAFETY: the value proves AVX-512; the caller gives room for sixteen values.
         unsafe {
             _mm256_storeu_si256(to.cast(), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(self.0)));

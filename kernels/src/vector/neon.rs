@@ -1,7 +1,8 @@
 //! Sixteen lanes as four NEON registers.
 
-use super::Vector;
+use super::{Float16, Pairs, Vector};
 use std::arch::aarch64::*;
+use std::arch::asm;
 
 /// Four 128-bit registers. Constructed only where NEON is enabled; that is the
 /// reason of every operation on it.
@@ -131,10 +132,30 @@ impl Vector for Neon {
     }
 
     #[inline(always)]
+    fn larger_magnitude(self, other: Self) -> Self {
+        // SAFETY: the value proves NEON. Without their sign, floats are ordered as integers.
+        self.zip(other, |a, b| unsafe {
+            let (a, b) = (vreinterpretq_u32_f32(a), vreinterpretq_u32_f32(vabsq_f32(b)));
+            vreinterpretq_f32_u32(vmaxq_u32(a, b))
+        })
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        let [a, b, c, d] = self.0;
+        // SAFETY: the value proves NEON.
+        unsafe {
+            let (a, b) = (vreinterpretq_u32_f32(a), vreinterpretq_u32_f32(b));
+            let (c, d) = (vreinterpretq_u32_f32(c), vreinterpretq_u32_f32(d));
+            f32::from_bits(vmaxvq_u32(vmaxq_u32(vmaxq_u32(a, b), vmaxq_u32(c, d))))
+        }
+    }
+
+    #[inline(always)]
     fn prefetch(at: *const f32) {
         // SAFETY: PRFM is part of every aarch64, never faults and changes no state.
         unsafe {
-            std::arch::asm!("prfm pldl2keep, [{0}]", in(reg) at, options(nostack, readonly, preserves_flags));
+            asm!("prfm pldl2keep, [{0}]", in(reg) at, options(nostack, readonly, preserves_flags));
         }
     }
 
@@ -142,7 +163,121 @@ impl Vector for Neon {
     fn prefetch_near(at: *const f32) {
         // SAFETY: PRFM is part of every aarch64, never faults and changes no state.
         unsafe {
-            std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) at, options(nostack, readonly, preserves_flags));
+            asm!("prfm pldl1keep, [{0}]", in(reg) at, options(nostack, readonly, preserves_flags));
+        }
+    }
+}
+
+/// Needs fp16 arithmetic besides: pairs are only made where it is enabled, which is the reason of
+/// every operation on them. By assembly, because float16 is no stable type.
+impl Pairs<Float16> for Neon {
+    type Sums = [uint16x8_t; 2];
+    /// Sixteen of the first channel, sixteen of the second.
+    type Weights = [uint16x8_t; 4];
+    type Inputs = uint16x8_t;
+
+    #[inline(always)]
+    unsafe fn no_sums() -> Self::Sums {
+        // SAFETY: the caller has NEON.
+        unsafe { [vdupq_n_u16(0), vdupq_n_u16(0)] }
+    }
+
+    #[inline(always)]
+    unsafe fn weights(from: *const f32) -> Self::Weights {
+        // SAFETY: the caller has NEON and gives sixteen readable elements.
+        unsafe {
+            let from = from.cast::<u16>();
+            [
+                vld1q_u16(from),
+                vld1q_u16(from.add(8)),
+                vld1q_u16(from.add(16)),
+                vld1q_u16(from.add(24)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn inputs(from: *const f32) -> Self::Inputs {
+        // SAFETY: the caller has NEON and gives four readable elements.
+        unsafe { vld1q_u16(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<const L: usize>(
+        [a, b, c, d]: Self::Weights,
+        inputs: Self::Inputs,
+        [mut low, mut high]: Self::Sums,
+    ) -> Self::Sums {
+        // SAFETY: the values prove fp16 arithmetic, which reads and writes these registers only.
+        unsafe {
+            asm!(
+                "fmla {low:v}.8h, {a:v}.8h, {inputs:v}.h[{first}]",
+                "fmla {high:v}.8h, {b:v}.8h, {inputs:v}.h[{first}]",
+                low = inout(vreg) low,
+                high = inout(vreg) high,
+                a = in(vreg) a,
+                b = in(vreg) b,
+                inputs = in(vreg_low16) inputs,
+                first = const 2 * L,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+            asm!(
+                "fmla {low:v}.8h, {c:v}.8h, {inputs:v}.h[{second}]",
+                "fmla {high:v}.8h, {d:v}.8h, {inputs:v}.h[{second}]",
+                low = inout(vreg) low,
+                high = inout(vreg) high,
+                c = in(vreg) c,
+                d = in(vreg) d,
+                inputs = in(vreg_low16) inputs,
+                second = const 2 * L + 1,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        [low, high]
+    }
+
+    #[inline(always)]
+    fn of_sums(sums: Self::Sums) -> Self {
+        let widened = sums.map(|sums| {
+            let (low, high);
+            // SAFETY: NEON converts; registers only.
+            unsafe {
+                asm!(
+                    "fcvtl {low:v}.4s, {sums:v}.4h",
+                    "fcvtl2 {high:v}.4s, {sums:v}.8h",
+                    low = out(vreg) low,
+                    high = lateout(vreg) high,
+                    sums = in(vreg) sums,
+                    options(pure, nomem, nostack, preserves_flags)
+                );
+            }
+            [low, high]
+        });
+        let [[a, b], [c, d]] = widened;
+        Neon([a, b, c, d])
+    }
+
+    #[inline(always)]
+    unsafe fn store_rounded(self, to: *mut u16) {
+        let [a, b, c, d] = self.0;
+        let (low, high): (uint16x8_t, uint16x8_t);
+        // SAFETY: NEON converts, registers only; the caller gives room for sixteen values.
+        unsafe {
+            asm!(
+                "fcvtn {low:v}.4h, {a:v}.4s",
+                "fcvtn2 {low:v}.8h, {b:v}.4s",
+                "fcvtn {high:v}.4h, {c:v}.4s",
+                "fcvtn2 {high:v}.8h, {d:v}.4s",
+                a = in(vreg) a,
+                b = in(vreg) b,
+                c = in(vreg) c,
+                d = in(vreg) d,
+                low = out(vreg) low,
+                high = out(vreg) high,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+            vst1q_u16(to, low);
+            vst1q_u16(to.add(8), high);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Sixteen lanes as an array. Multiplies and adds round separately: a fused
 //! multiply-add without the instruction is a slow library call.
 
-use super::{LANES, Pairs, Vector};
+use super::{Int16, LANES, Pairs, Vector};
 
 /// Sixteen lanes of portable Rust.
 #[derive(Clone, Copy)]
@@ -93,47 +93,6 @@ impl Vector for Plain {
     }
 
     #[inline(always)]
-    fn prefetch(_at: *const f32) {}
-
-    #[inline(always)]
-    fn prefetch_near(_at: *const f32) {}
-}
-
-impl Pairs for Plain {
-    type Integers = [i32; LANES];
-
-    #[inline(always)]
-    unsafe fn no_sums() -> Self::Integers {
-        [0; LANES]
-    }
-
-    #[inline(always)]
-    unsafe fn pairs(from: *const f32) -> Self::Integers {
-        // SAFETY: the caller gives sixteen readable elements; the read is unaligned.
-        unsafe { from.cast::<[i32; LANES]>().read_unaligned() }
-    }
-
-    #[inline(always)]
-    unsafe fn pair(from: *const f32) -> Self::Integers {
-        // SAFETY: the caller gives a readable element.
-        [unsafe { from.cast::<i32>().read_unaligned() }; LANES]
-    }
-
-    #[inline(always)]
-    fn dot(pairs: Self::Integers, factors: Self::Integers, sum: Self::Integers) -> Self::Integers {
-        let halves = |pair: i32| (i32::from(pair as i16), pair >> 16);
-        std::array::from_fn(|lane| {
-            let ((a, b), (c, d)) = (halves(pairs[lane]), halves(factors[lane]));
-            sum[lane].wrapping_add(a * c).wrapping_add(b * d)
-        })
-    }
-
-    #[inline(always)]
-    fn of_sums(sums: Self::Integers) -> Self {
-        Plain(sums.map(|sum| sum as f32))
-    }
-
-    #[inline(always)]
     fn larger_magnitude(self, other: Self) -> Self {
         self.zip(other, |a, b| f32::from_bits(a.to_bits().max(b.abs().to_bits())))
     }
@@ -144,9 +103,57 @@ impl Pairs for Plain {
     }
 
     #[inline(always)]
-    unsafe fn store_rounded(self, to: *mut i16) {
-        let rounded = self.0.map(|lane| lane.round_ties_even() as i16);
+    fn prefetch(_at: *const f32) {}
+
+    #[inline(always)]
+    fn prefetch_near(_at: *const f32) {}
+}
+
+impl Pairs<Int16> for Plain {
+    type Sums = [i32; LANES];
+    type Weights = [i32; LANES];
+    type Inputs = *const f32;
+
+    #[inline(always)]
+    unsafe fn no_sums() -> Self::Sums {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn weights(from: *const f32) -> Self::Weights {
+        // SAFETY: the caller gives sixteen readable elements; the read is unaligned.
+        unsafe { from.cast::<[i32; LANES]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn inputs(from: *const f32) -> Self::Inputs {
+        from
+    }
+
+    #[inline(always)]
+    unsafe fn dot<const L: usize>(
+        weights: Self::Weights,
+        inputs: Self::Inputs,
+        sums: Self::Sums,
+    ) -> Self::Sums {
+        let halves = |pair: i32| (i32::from(pair as i16), pair >> 16);
+        // SAFETY: the inputs are four elements.
+        let (c, d) = halves(unsafe { inputs.add(L).cast::<i32>().read_unaligned() });
+        std::array::from_fn(|lane| {
+            let (a, b) = halves(weights[lane]);
+            sums[lane].wrapping_add(a * c).wrapping_add(b * d)
+        })
+    }
+
+    #[inline(always)]
+    fn of_sums(sums: Self::Sums) -> Self {
+        Plain(sums.map(|sum| sum as f32))
+    }
+
+    #[inline(always)]
+    unsafe fn store_rounded(self, to: *mut u16) {
+        let rounded = self.0.map(|lane| lane.round_ties_even() as i16 as u16);
         // SAFETY: the caller gives room for sixteen values; the write is unaligned.
-        unsafe { to.cast::<[i16; LANES]>().write_unaligned(rounded) }
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(rounded) }
     }
 }

@@ -1,36 +1,85 @@
-//! Products at half the width: transformed weights and inputs rounded to int16, in pairs
-//! of neighbouring input channels, with sums in int32.
+//! Products at half the width: transformed weights and inputs rounded to numbers of 16 bits, in
+//! pairs of neighbouring input channels: int16 with sums in int32, or float16 with sums in float16.
 //!
 //! Scales are as fine as they can be outside of a sum: transformed weights have one for
 //! each position and output channel, transformed inputs one for each position and tile,
 //! from the tile's largest magnitude. So the scale of a tile does not depend on how the
 //! image is cut into batches.
 //!
-//! No sum overflows. An input is at most [`MOST_INPUT`] in magnitude, and the weights of
-//! the [`FLUSH`] blocks of channels that are added up in int32 have magnitudes of at most
-//! [`MOST_WEIGHTS`] together, by the choice of their scale. Sums of more channels go on in
-//! float32.
+//! No sum overflows. An input is at most `MOST_INPUT` in magnitude, and the weights of the `FLUSH`
+//! blocks of channels that are added up have magnitudes of at most so much together, by the choice
+//! of their scale, that their products fit. Sums of more channels go on in float32.
 
 use super::product::Product;
+#[cfg(any(test, target_arch = "aarch64"))]
+use crate::float16;
 use crate::layout::CHANNEL_BLOCK;
-use crate::vector::{LANES, Pairs};
+#[cfg(any(test, target_arch = "aarch64"))]
+use crate::vector::Float16;
+use crate::vector::{Int16, LANES, Pairs};
 
 /// Pairs in a block of channels.
 pub(super) const PAIRS: usize = CHANNEL_BLOCK / 2;
 
-/// Blocks of input channels whose products are added up in int32.
-pub(super) const FLUSH: usize = 32;
+/// Numbers of 16 bits that products are computed with.
+pub(super) trait Number {
+    /// Blocks of input channels whose products are added up before they go on in float32.
+    const FLUSH: usize;
+    /// The largest magnitude of a rounded input.
+    const MOST_INPUT: f32;
+    /// What magnitudes of weights over their scale may add up to, over `FLUSH` blocks, before they
+    /// are rounded.
+    const WEIGHTS: f32;
+    /// The largest magnitude of one.
+    const MOST_WEIGHT: f32;
 
-/// The largest magnitude of a rounded input. Two bits less than int16 has leave these to the
-/// weights, whose rounding would else be the greater error.
-pub(super) const MOST_INPUT: f32 = 8191.0;
+    /// Weights of two input channels, rounded, in the order in which a product takes them.
+    fn pairs(first: &[f32; LANES], second: &[f32; LANES]) -> [u16; 2 * LANES];
+}
 
-/// The most that magnitudes of rounded weights add up to, over [`FLUSH`] blocks.
-const MOST_WEIGHTS: i32 = i32::MAX / MOST_INPUT as i32;
+/// An input is at most 8191: two bits less than int16 has leave these to the weights, whose rounding
+/// would else be the greater error.
+impl Number for Int16 {
+    const FLUSH: usize = 32;
+    const MOST_INPUT: f32 = 8191.0;
+    /// Of what the rounded ones may add up to, rounding takes at most one half for each, and 32 is
+    /// more than float32 is off.
+    const WEIGHTS: f32 =
+        (i32::MAX / Self::MOST_INPUT as i32 - (Self::FLUSH * CHANNEL_BLOCK) as i32 / 2 - 32) as f32;
+    const MOST_WEIGHT: f32 = 32_766.0;
 
-/// What magnitudes of weights over their scale may add up to before they are rounded:
-/// rounding adds at most one half for each, and 32 is more than float32 is off.
-pub(super) const WEIGHTS: f32 = (MOST_WEIGHTS - (FLUSH * CHANNEL_BLOCK) as i32 / 2 - 32) as f32;
+    /// Channel beside channel.
+    #[inline(always)]
+    fn pairs(first: &[f32; LANES], second: &[f32; LANES]) -> [u16; 2 * LANES] {
+        let mut pairs = [0; 2 * LANES];
+        for lane in 0..LANES {
+            pairs[2 * lane] = first[lane].round_ties_even() as i16 as u16;
+            pairs[2 * lane + 1] = second[lane].round_ties_even() as i16 as u16;
+        }
+        pairs
+    }
+}
+
+/// Sums are at most half of the largest number, 65504: the other half is more than rounding adds.
+/// The fewer channels are added up, the less it does, and the longer it takes.
+#[cfg(any(test, target_arch = "aarch64"))]
+impl Number for Float16 {
+    const FLUSH: usize = 4;
+    const MOST_INPUT: f32 = 128.0;
+    const WEIGHTS: f32 = 255.0;
+    const MOST_WEIGHT: f32 = Self::WEIGHTS;
+
+    /// Channel after channel.
+    #[inline(always)]
+    fn pairs(first: &[f32; LANES], second: &[f32; LANES]) -> [u16; 2 * LANES] {
+        let mut pairs = [0; 2 * LANES];
+        for lane in 0..LANES {
+            pairs[lane] = float16::to_bits(first[lane]);
+            pairs[LANES + lane] = float16::to_bits(second[lane]);
+        }
+        pairs
+    }
+}
 
 /// Smaller magnitudes of transformed inputs are rounded as if this were the largest, so
 /// that no scale is a denormal.
@@ -50,10 +99,10 @@ pub(super) struct RoundWeights<'a> {
 /// Rounds weights; those of an output channel that has one which is not finite get a
 /// scale that is not a number.
 #[inline(always)]
-pub(super) fn round_weights(job: &mut RoundWeights) {
+pub(super) fn round_weights<N: Number>(job: &mut RoundWeights) {
     for first in (0..job.panel).step_by(LANES) {
         let mut least = [f32::MIN_POSITIVE; LANES];
-        for rows in job.from.chunks(FLUSH * CHANNEL_BLOCK * job.panel) {
+        for rows in job.from.chunks(N::FLUSH * CHANNEL_BLOCK * job.panel) {
             let (mut sum, mut most) = ([0.0; LANES], [0.0f32; LANES]);
             for row in rows.chunks_exact(job.panel) {
                 for ((sum, most), weight) in sum.iter_mut().zip(&mut most).zip(&row[first..]) {
@@ -62,7 +111,7 @@ pub(super) fn round_weights(job: &mut RoundWeights) {
                 }
             }
             for ((least, sum), most) in least.iter_mut().zip(sum).zip(most) {
-                let needed = (sum / WEIGHTS).max(most / 32766.0);
+                let needed = (sum / N::WEIGHTS).max(most / N::MOST_WEIGHT);
                 *least = if sum.is_finite() { least.max(needed) } else { f32::INFINITY };
             }
         }
@@ -74,11 +123,16 @@ pub(super) fn round_weights(job: &mut RoundWeights) {
         }
         let rows = job.from.chunks_exact(2 * job.panel);
         for (rows, to) in rows.zip(job.to.chunks_exact_mut(job.panel)) {
-            for lane in 0..LANES {
-                let round = |weight: f32| (weight * factors[lane]).round_ties_even() as i16 as u16;
-                let (low, high) =
-                    (round(rows[first + lane]), round(rows[job.panel + first + lane]));
-                to[first + lane] = f32::from_bits(u32::from(high) << 16 | u32::from(low));
+            let mut both = [factors; 2];
+            for (scaled, row) in both.iter_mut().zip(rows.chunks_exact(job.panel)) {
+                for (scaled, weight) in scaled.iter_mut().zip(&row[first..]) {
+                    *scaled *= weight;
+                }
+            }
+            let numbers = N::pairs(&both[0], &both[1]);
+            for (to, pair) in to[first..].iter_mut().zip(numbers.chunks_exact(2)) {
+                let bytes = [pair[0].to_ne_bytes(), pair[1].to_ne_bytes()];
+                *to = f32::from_ne_bytes([bytes[0][0], bytes[0][1], bytes[1][0], bytes[1][1]]);
             }
         }
     }
@@ -112,7 +166,7 @@ pub(super) struct RoundInputs {
 ///
 /// The instruction set of `V`; the layouts of [`RoundInputs`].
 #[inline(always)]
-pub(super) unsafe fn round_inputs<V: Pairs>(job: &RoundInputs) {
+pub(super) unsafe fn round_inputs<V: Pairs<N>, N: Number>(job: &RoundInputs) {
     for position in 0..job.positions {
         let from = job.from.wrapping_add(position * job.from_stride);
         let to = job.to.wrapping_add(position * job.stride);
@@ -131,8 +185,8 @@ pub(super) unsafe fn round_inputs<V: Pairs>(job: &RoundInputs) {
             for (scale, factor) in scales.iter_mut().zip(&mut factors) {
                 let most = if *scale > LEAST_INPUT { *scale } else { LEAST_INPUT };
                 let finite = scale.is_finite();
-                *scale = if finite { most * (1.0 / MOST_INPUT) } else { f32::NAN };
-                *factor = if finite { MOST_INPUT / most } else { 0.0 };
+                *scale = if finite { most * (1.0 / N::MOST_INPUT) } else { f32::NAN };
+                *factor = if finite { N::MOST_INPUT / most } else { 0.0 };
             }
             for (tile, (scale, factor)) in scales.iter().zip(&factors).enumerate().take(job.count) {
                 *job.scales.add(position * job.stride + tile) = *scale;
@@ -154,7 +208,11 @@ pub(super) unsafe fn round_inputs<V: Pairs>(job: &RoundInputs) {
 /// The instruction set of `V`; the layouts of [`Product`] with pairs, scales and at least
 /// `T` tiles.
 #[inline(always)]
-pub(super) unsafe fn product<V: Pairs, const P: usize, const T: usize>(job: &Product) {
+pub(super) unsafe fn product<V, N, const P: usize, const T: usize>(job: &Product)
+where
+    V: Pairs<N>,
+    N: Number,
+{
     // SAFETY: the caller has the instruction set; `inputs` and `weights` advance by four
     // pairs of channels each time, which ends at the end of the last block.
     unsafe {
@@ -162,7 +220,7 @@ pub(super) unsafe fn product<V: Pairs, const P: usize, const T: usize>(job: &Pro
         let (mut weights, mut ahead) = (job.weights, job.ahead);
         let mut first = 0;
         while first < job.in_blocks {
-            let end = (first + FLUSH).min(job.in_blocks);
+            let end = (first + N::FLUSH).min(job.in_blocks);
             let mut sums = [[V::no_sums(); P]; T];
             for block in first..end {
                 let mut inputs = job.inputs.add(block * job.input_stride);
@@ -171,10 +229,14 @@ pub(super) unsafe fn product<V: Pairs, const P: usize, const T: usize>(job: &Pro
                     for line in part * T / 4..(part + 1) * T / 4 {
                         V::prefetch_near(next.wrapping_add(line * LANES));
                     }
-                    step::<V, P, T>(&mut sums, weights, inputs, ahead, quarter, 0);
-                    step::<V, P, T>(&mut sums, weights, inputs, ahead, quarter, 1);
-                    step::<V, P, T>(&mut sums, weights, inputs, ahead, quarter, 2);
-                    step::<V, P, T>(&mut sums, weights, inputs, ahead, quarter, 3);
+                    let mut fours = [V::inputs(inputs); T];
+                    for (tile, four) in fours.iter_mut().enumerate() {
+                        *four = V::inputs(inputs.add(tile * PAIRS));
+                    }
+                    step::<V, N, P, T, 0>(&mut sums, weights, &fours, ahead, quarter);
+                    step::<V, N, P, T, 1>(&mut sums, weights, &fours, ahead, quarter);
+                    step::<V, N, P, T, 2>(&mut sums, weights, &fours, ahead, quarter);
+                    step::<V, N, P, T, 3>(&mut sums, weights, &fours, ahead, quarter);
                     weights = weights.add(4 * P * LANES);
                     ahead = ahead.wrapping_add(job.ahead_step);
                     inputs = inputs.add(4);
@@ -219,32 +281,30 @@ pub(super) unsafe fn product<V: Pairs, const P: usize, const T: usize>(job: &Pro
     }
 }
 
-/// Pair number `row` of four.
+/// Pair number `L` of four.
 ///
 /// # Safety
 ///
-/// The instruction set of `V`; four pairs of weights and of the inputs of `T` tiles.
+/// The instruction set of `V`; four pairs of weights.
 #[inline(always)]
-unsafe fn step<V: Pairs, const P: usize, const T: usize>(
-    sums: &mut [[V::Integers; P]; T],
+unsafe fn step<V: Pairs<N>, N, const P: usize, const T: usize, const L: usize>(
+    sums: &mut [[V::Sums; P]; T],
     weights: *const f32,
-    inputs: *const f32,
+    fours: &[V::Inputs; T],
     ahead: *const f32,
     quarter: usize,
-    row: usize,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller's; the inputs are still in memory.
     unsafe {
-        let from = weights.add(row * P * LANES);
-        let mut weights = [V::pairs(from); P];
+        let from = weights.add(L * P * LANES);
+        let mut weights = [V::weights(from); P];
         for (vector, weights) in weights.iter_mut().enumerate() {
-            V::prefetch(ahead.wrapping_add(row * quarter + vector * LANES));
-            *weights = V::pairs(from.add(vector * LANES));
+            V::prefetch(ahead.wrapping_add(L * quarter + vector * LANES));
+            *weights = V::weights(from.add(vector * LANES));
         }
-        for (tile, sums) in sums.iter_mut().enumerate() {
-            let input = V::pair(inputs.add(tile * PAIRS + row));
+        for (sums, four) in sums.iter_mut().zip(fours) {
             for (sum, weights) in sums.iter_mut().zip(&weights) {
-                *sum = V::dot(*weights, input, *sum);
+                *sum = V::dot::<L>(*weights, *four, *sum);
             }
         }
     }

@@ -6,6 +6,9 @@ use super::product::{Product, product};
 use super::transform::{Input, Output, Weights, input, output, weights};
 use crate::isa::{Isa, Kind};
 use crate::layout::CHANNEL_BLOCK;
+#[cfg(any(test, target_arch = "aarch64"))]
+use crate::vector::Float16;
+use crate::vector::Int16;
 #[cfg(target_arch = "aarch64")]
 use crate::vector::neon::Neon;
 use crate::vector::plain::Plain;
@@ -17,7 +20,7 @@ pub(super) struct Kernels {
     pub(super) name: &'static str,
     /// Output channels of a panel.
     pub(super) panel: usize,
-    /// What rounds transformed weights and inputs to pairs of int16, if they are.
+    /// What rounds transformed weights and inputs to pairs, if they are.
     pub(super) round: Option<Round>,
     /// For one tile, two tiles and so on.
     product: &'static [unsafe fn(&Product)],
@@ -76,6 +79,10 @@ impl Kernels {
     }
 }
 
+/// The plain twin of products in float16.
+#[cfg(test)]
+pub(super) static TWIN: &Kernels = &plain_float16::KERNELS;
+
 /// The kernels for `isa`; half as wide ones are the plain ones where [`Isa::has_half`] says no.
 pub(super) fn of(isa: Isa, precision: Precision) -> &'static Kernels {
     match (precision, isa.kind()) {
@@ -83,6 +90,8 @@ pub(super) fn of(isa: Isa, precision: Precision) -> &'static Kernels {
         (Precision::Half, Kind::Avx2) => &avx2_half::KERNELS,
         #[cfg(target_arch = "x86_64")]
         (Precision::Half, Kind::Vnni) => &avx512_half::KERNELS,
+        #[cfg(target_arch = "aarch64")]
+        (Precision::Half, Kind::NeonHalf) => &neon_half::KERNELS,
         (Precision::Half, _) => &plain_half::KERNELS,
         (Precision::Single, kind) => single(kind),
     }
@@ -96,7 +105,9 @@ fn single(kind: Kind) -> &'static Kernels {
         #[cfg(target_arch = "x86_64")]
         Kind::Avx512 | Kind::Vnni => &avx512::KERNELS,
         #[cfg(target_arch = "aarch64")]
-        Kind::Neon | Kind::NeonDot => &neon::KERNELS,
+        Kind::Neon | Kind::NeonDot | Kind::NeonHalf => &neon::KERNELS,
+        #[cfg(target_arch = "arm")]
+        Kind::Neon32 => &neon32::KERNELS,
     }
 }
 
@@ -123,7 +134,7 @@ macro_rules! instance {
             }
         }
     };
-    (half $module:ident, $vector:ty, $panel:literal, $tiles:tt, $name:literal $(, $features:literal)?) => {
+    (half $number:ty, $module:ident, $vector:ty, $panel:literal, $tiles:tt, $name:literal $(, $features:literal)?) => {
         mod $module {
             use super::*;
 
@@ -140,24 +151,24 @@ macro_rules! instance {
 
             $(#[target_feature(enable = $features)])?
             unsafe fn round_all_weights(job: &mut RoundWeights) {
-                round_weights(job)
+                round_weights::<$number>(job)
             }
 
             $(#[target_feature(enable = $features)])?
             unsafe fn round_all_inputs(job: &RoundInputs) {
                 // SAFETY: this function has the features; the layouts are the caller's.
-                unsafe { round_inputs::<$vector>(job) }
+                unsafe { round_inputs::<$vector, $number>(job) }
             }
 
             $(#[target_feature(enable = $features)])?
             unsafe fn multiply<const T: usize>(job: &Product) {
                 // SAFETY: this function has the features; the layouts are the caller's.
-                unsafe { half::product::<$vector, $panel, T>(job) }
+                unsafe { half::product::<$vector, $number, $panel, T>(job) }
             }
         }
     };
     (@transforms $vector:ty $(, $features:literal)?) => {
-        const fn transforms<const S: usize>() -> Transforms {
+        pub(super) const fn transforms<const S: usize>() -> Transforms {
             Transforms {
                 weights: transform_weights::<S>,
                 input: transform_input::<S>,
@@ -200,12 +211,28 @@ instance!(
 #[cfg(target_arch = "aarch64")]
 instance!(neon, Neon, 1, [1 2 3 4 5], "neon_winograd_f32_16x5", "neon");
 
-instance!(half plain_half, Plain, 1, [1 2 3 4], "plain_winograd_i16_16x4");
+/// Products in assembly between the transforms of plain Rust.
+#[cfg(target_arch = "arm")]
+mod neon32 {
+    use super::*;
+    use crate::winograd::neon32::product as multiply;
+
+    pub(super) static KERNELS: Kernels = Kernels {
+        name: "neon32_winograd_f32_16x3",
+        panel: CHANNEL_BLOCK,
+        round: None,
+        product: &[multiply::<1>, multiply::<2>, multiply::<3>],
+        two: plain::transforms::<4>(),
+        four: plain::transforms::<6>(),
+    };
+}
+
+instance!(half Int16, plain_half, Plain, 1, [1 2 3 4], "plain_winograd_i16_16x4");
 #[cfg(target_arch = "x86_64")]
-instance!(half avx2_half, Avx2, 1, [1 2 3 4 5 6], "avx2_winograd_i16_16x6", "avx2,fma");
+instance!(half Int16, avx2_half, Avx2, 1, [1 2 3 4 5 6], "avx2_winograd_i16_16x6", "avx2,fma");
 #[cfg(target_arch = "x86_64")]
 instance!(
-    half
+    half Int16,
     avx512_half,
     Avx512,
     2,
@@ -213,3 +240,15 @@ instance!(
     "avx512_winograd_i16_32x14",
     "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
 );
+#[cfg(target_arch = "aarch64")]
+instance!(
+    half Float16,
+    neon_half,
+    Neon,
+    1,
+    [1 2 3 4 5 6 7 8],
+    "neonhalf_winograd_f16_16x8",
+    "neon,fp16"
+);
+#[cfg(test)]
+instance!(half Float16, plain_float16, Plain, 1, [1 2 3 4], "plain_winograd_f16_16x4");
