@@ -202,7 +202,8 @@ impl Dot for NeonLong {
 }
 
 /// `sdot`: four signed bytes times four. By assembly, because its intrinsic is not stable; inputs
-/// are unsigned and stored as 128 less.
+/// are unsigned and stored as 128 less. It takes them from the first element of a register, which to
+/// load is one step less than all of one.
 #[derive(Clone, Copy)]
 pub(crate) struct NeonQuads([int8x16_t; 4]);
 
@@ -230,7 +231,10 @@ impl Dot for NeonQuads {
     #[inline(always)]
     unsafe fn inputs(from: *const i8) -> int8x16_t {
         // SAFETY: the caller has NEON and gives four readable values.
-        unsafe { vreinterpretq_s8_s32(vdupq_n_s32(from.cast::<i32>().read_unaligned())) }
+        unsafe {
+            let four = from.cast::<i32>().read_unaligned();
+            vreinterpretq_s8_s32(vsetq_lane_s32::<0>(four, vdupq_n_s32(0)))
+        }
     }
 
     #[inline(always)]
@@ -239,7 +243,7 @@ impl Dot for NeonQuads {
             // SAFETY: the value proves SDOT, which reads and writes these registers only.
             unsafe {
                 std::arch::asm!(
-                    "sdot {sum:v}.4s, {weights:v}.16b, {inputs:v}.16b",
+                    "sdot {sum:v}.4s, {weights:v}.16b, {inputs:v}.4b[0]",
                     sum = inout(vreg) *sum,
                     weights = in(vreg) weights,
                     inputs = in(vreg) inputs,

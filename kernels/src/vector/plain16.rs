@@ -61,7 +61,7 @@ fn round(value: f64) -> f32 {
         return of_bits(to_bits(value as f32));
     }
     // 3/2 of a number whose last bit in float64 is that of a float16 of this exponent.
-    let shift = f64::from_bits(exponent + 52 - 10 << 52 | 1 << 51);
+    let shift = f64::from_bits(((exponent + 52 - 10) << 52) | (1 << 51));
     let rounded = ((value + shift) - shift) as f32;
     if rounded.abs() > 65_504.0 { f32::INFINITY.copysign(rounded) } else { rounded }
 }
