@@ -23,6 +23,10 @@ use vggd::source::{Handoff, Source};
 /// The exposure that `systemd-analyze security` may find, in tenths.
 const EXPOSURE: &str = "15";
 
+/// What a unit for one of several has in place of the state directory of the only one.
+const OWN_FOLDERS: &str = "StateDirectory=vggd/%i vggd/%i/incoming\n\
+    ExecStartPre=+/bin/chmod 2775 /var/lib/vggd/%i/incoming\n";
+
 /// How often a daemon under test is to feed its watchdog, at least.
 const WATCHDOG: Duration = Duration::from_millis(600);
 
@@ -290,7 +294,7 @@ fn the_units_differ_only_in_whose_they_are() {
     let one = one
         .replace("/etc/vggd/vggd.toml", "/etc/vggd/%i.toml")
         .replace("Description=vggd:", "Description=vggd %i:")
-        .replace("StateDirectory=vggd\n", "StateDirectory=vggd/%i vggd/%i/incoming\n");
+        .replace("StateDirectory=vggd\n", OWN_FOLDERS);
     assert_eq!(settings(&one), settings(&each));
 }
 

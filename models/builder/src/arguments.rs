@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use vggd::config::Precision;
 use vggd_models::{fetch, plan, prune};
 
 /// Make vggd model sets: variants of one trained VGG-19, as ordinary ONNX.
@@ -398,6 +399,8 @@ pub(crate) struct MeasureArguments {
     pub(crate) variant: String,
     #[arg(long)]
     pub(crate) threads: usize,
+    #[arg(long)]
+    pub(crate) precision: Precision,
     #[arg(long)]
     pub(crate) runs: u32,
 }

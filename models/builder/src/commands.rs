@@ -227,9 +227,11 @@ pub(crate) fn evaluate(arguments: EvaluateArguments) -> Result<()> {
 }
 
 pub(crate) fn measure(arguments: MeasureArguments) -> Result<()> {
-    let MeasureArguments { models, variant, threads, runs } = arguments;
+    let MeasureArguments { models, variant, threads, precision, runs } = arguments;
     let set = ModelSet::open(&models)?;
-    report::json(&[job(&set, &variant, threads, runs)?.run()?])?;
+    let mut job = job(&set, &variant, threads, runs)?;
+    job.config.model.precision = precision;
+    report::json(&[job.run()?])?;
     Ok(())
 }
 

@@ -67,6 +67,21 @@ fn failures_have_exit_codes_and_one_line() {
 }
 
 #[test]
+fn evaluate_times_each_variant_in_a_process_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny::set(folder.path(), 10).unwrap();
+    let photos = concat!(env!("CARGO_MANIFEST_DIR"), "/../sample/photos");
+    let output = run(folder.path(), &["evaluate", "set", "--photos", photos, "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let lines: Vec<serde_json::Value> =
+        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 3);
+    for line in lines {
+        assert!(line["measured"]["median_ms"].as_f64().is_some_and(|time| time > 0.0), "{line}");
+    }
+}
+
+#[test]
 fn help_shows_examples() {
     let output = run(Path::new("."), &["import", "--help"]);
     assert_eq!(output.status.code(), Some(0));
