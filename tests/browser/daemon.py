@@ -75,6 +75,9 @@ afterwards = "delete"
 set = "{self.set}"
 policy = "auto"
 profile = "{self.folder}/profile.json"
+profile_when = "start"
+[state]
+min_confidence = 0.4
 [mqtt]
 port = {self.broker_port}
 topic = "vggd/kitchen"
@@ -93,8 +96,12 @@ frame = true
         broker = [shutil.which("mosquitto", path=path), "-c", config]
         self.broker = subprocess.Popen(broker, stderr=subprocess.DEVNULL)
         until("the broker listens", lambda: listens(self.broker_port))
-        self.start()
-        until("every variant is timed", lambda: all(v["expected_ms"] for v in self.status()["variants"]))
+        try:
+            self.start()
+            self.timed()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_):
@@ -113,6 +120,11 @@ frame = true
         self.process.terminate()
         self.process.wait(PATIENCE)
 
+    def timed(self):
+        """Waits until it is known how long each variant takes."""
+        timed = lambda: all(variant["expected_ms"] for variant in self.status()["variants"])
+        until("every variant is timed", timed, 5 * PATIENCE)
+
     def log(self):
         return (self.folder / "log").read_text()
 
@@ -125,10 +137,15 @@ frame = true
         urllib.request.urlopen(request).close()
 
     def reset(self):
-        """Puts everything back to how it was at the start, and waits until no photo is left."""
+        """Puts everything back to how it was at the start, and waits until there is nothing to do."""
         for name, word in [("variant", "auto"), ("budget", "0"), ("pause", "OFF")]:
             self.put(name, word)
         until("no photo is left", lambda: not any(self.incoming.glob("*.jpg")))
+        self.done_comparing()
+
+    def done_comparing(self):
+        """Waits until no comparison is under way."""
+        until("no comparison is under way", lambda: not self.status()["comparing"])
 
     def drop(self, name):
         """Puts a photo into the folder, as one that was not there before."""
@@ -174,7 +191,7 @@ class Flow:
 
     def __init__(self, daemon, names, pause):
         self.daemon, self.pause = daemon, pause
-        self.names = itertools.cycle(names or ["cat.jpg", "hedgehog.jpg", "koala.jpg"])
+        self.names = itertools.cycle(names or ["coffee.jpg", "lemurs.jpg", "cat.jpg"])
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.run)
 

@@ -38,7 +38,7 @@ listen({
     byId("trouble").hidden = trouble === null;
   },
   status(status) {
-    device = status.device;
+    device = status.device.replace(/^vggd\//, "");
     say(byId("device"), device);
     say(byId("version"), status.version);
     route();

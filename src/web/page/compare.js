@@ -30,7 +30,7 @@ export function status(status) {
 /** Takes a photo, or the last frame if there is none, and starts. */
 function take(file) {
   if (running) return refuse("A comparison is under way: stop it first");
-  if (file && !/^image\//.test(file.type)) return refuse(`${file.name} is no image: choose a JPEG, PNG or WebP`);
+  if (file?.type && !file.type.startsWith("image/")) return refuse(`${file.name} is no image: choose a JPEG, PNG or WebP`);
   if (file && file.size > most * 1e6) {
     return refuse(`${file.name} has ${megabytes(file.size)}, more than the ${number(most)} MB that the daemon takes`);
   }
@@ -79,6 +79,7 @@ async function start() {
     if (!stopped) refuse(error instanceof TypeError ? "The connection broke off" : error.message);
     say(byId("compare-status"), stopped ? `Stopped${far}` : `Failed${far}`);
   }
+  stop.abort();
   clearInterval(clock);
   running = null;
   waiting()?.remove();
@@ -132,6 +133,7 @@ function tick() {
 
 function summary(took) {
   const ran = results.filter((result) => !result.left);
+  if (ran.length === 0) return "No variant could run";
   const words = [`${ran.length} ${ran.length === 1 ? "variant" : "variants"} in ${number(took / 1000, 1, "s")}`];
   const [first] = ran;
   const fastest = ran.toSorted((a, b) => b.speedup - a.speedup)[0];
@@ -142,9 +144,12 @@ function summary(took) {
   return words.join("; ");
 }
 
-/** How much a card speaks for the class that the first variant named. */
+/** The card that the others are compared with. */
+const reference = () => results.find((result) => !result.left);
+
+/** How much a card speaks for the class that the reference named. */
 function support(card) {
-  const named = results[0].top?.[0].class;
+  const named = reference().top[0].class;
   return card.top.find((answer) => answer.class === named)?.probability ?? 0;
 }
 
@@ -174,10 +179,11 @@ function show() {
 }
 
 function card(result) {
-  const { variant, description, input, timings_ms: timings, agrees, speedup, order } = result;
-  const verdict = order === 0 ? "first of the set" : agrees ? "✓ agrees" : "≠ differs";
-  const badge = el(`span.badge.${order === 0 || agrees ? "agrees" : "differs"}`, {}, verdict);
-  badge.title = order === 0 ? "The others are compared with this one" : "Whether its first class is the first variant's";
+  const { variant, description, input, timings_ms: timings, agrees, speedup } = result;
+  const first = result === reference();
+  const verdict = first ? "reference" : agrees ? "✓ agrees" : "≠ differs";
+  const title = first ? "The others are compared with this one" : "Whether its first class is the reference's";
+  const badge = el(`span.badge${agrees ? "" : ".differs"}`, { title }, verdict);
   const stages = STAGES.filter((stage) => timings[stage] >= 0.05 || stage === "inference");
   const legend = stages.map((stage) => el(`span.key.${stage}`, {}, `${stage} `, el("b", {}, ms(timings[stage]))));
   const answers = el("ol.answers");
@@ -192,7 +198,7 @@ function card(result) {
       "p.latency",
       {},
       el("b", { title: `On ${result.threads} threads` }, ms(timings.total)),
-      order === 0 ? "" : el("span", { title: "Of inference alone" }, `${number(speedup, 2)} × as fast`),
+      first ? "" : el("span", { title: "Of inference alone" }, `${number(speedup, 2)} × as fast`),
     ),
     el("div.stages", { "aria-hidden": "true" }, ...STAGES.map((stage) => el(`i.${stage}`))),
     el("p.legend", {}, ...legend),

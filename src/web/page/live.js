@@ -39,7 +39,9 @@ export function prediction(prediction) {
   answers.show(prediction.top);
   const late = prediction.in_time === false ? ", late" : "";
   const from = prediction.file ?? moment(prediction.captured_at);
-  say(byId("last-at"), `${from}, ${prediction.variant}, ${ms(prediction.timings_ms.total)}${late}`);
+  const { total, wait } = prediction.timings_ms;
+  const took = prediction.file === null ? total : total - wait;
+  say(byId("last-at"), `${from}, ${prediction.variant}, ${ms(took)}${late}`);
   if (allowed && !waiting) waiting = setTimeout(picture, Math.max(asked + PACE - Date.now(), 0));
 }
 
