@@ -120,23 +120,14 @@ impl Stage {
             .with_context(|| format!("cannot copy {} to {}", photo.display(), folder.display()))
     }
 
-    /// The next prediction or error that the subscriber hears.
+    /// The next message that the subscriber hears.
     ///
     /// # Errors
-    /// When the daemon has failed, the connection is lost, or neither is heard for long.
+    /// When the daemon has failed, the connection is lost, or nothing is heard for long.
     pub(super) async fn next(&mut self) -> Result<Message> {
         let next = async {
-            let answer = async {
-                loop {
-                    let message = self.subscriber.next().await;
-                    let message = message.context("the subscriber is cut off")?;
-                    if ["prediction", "error"].contains(&message.name.as_str()) {
-                        return Ok(message);
-                    }
-                }
-            };
             tokio::select! {
-                answer = answer => answer,
+                message = self.subscriber.next() => message.context("the subscriber is cut off"),
                 ended = self.ended.recv() => match ended {
                     // On a signal, which others hear too.
                     Some(Ok(())) => pending().await,
@@ -147,7 +138,7 @@ impl Stage {
         };
         match timeout(PATIENCE, next).await {
             Ok(next) => next,
-            Err(_) => Err(anyhow!("heard no answer for {} s", PATIENCE.as_secs())),
+            Err(_) => Err(anyhow!("heard nothing for {} s", PATIENCE.as_secs())),
         }
     }
 
