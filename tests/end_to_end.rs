@@ -189,10 +189,13 @@ fn a_bad_photo_gives_one_error_and_goes_to_failed_with_the_reason() {
         daemon.drop_photo(name, bytes);
         let error = witness.next("error").json();
         assert_eq!((&error["kind"], &error["file"]), (&"photo".into(), &name.into()), "{error}");
-        until("it is put aside", || daemon.list("failed").len() == 2);
-        assert_eq!(daemon.list("failed"), [name.to_owned(), format!("{name}.txt")]);
         let failed = daemon.incoming().join("failed");
-        let reason = fs::read_to_string(failed.join(format!("{name}.txt"))).unwrap();
+        let mut reason = String::new();
+        until("it is put aside with the whole reason", || {
+            reason = fs::read_to_string(failed.join(format!("{name}.txt"))).unwrap_or_default();
+            reason.ends_with('\n')
+        });
+        assert_eq!(daemon.list("failed"), [name.to_owned(), format!("{name}.txt")]);
         assert_eq!(reason.trim_end(), error["message"], "{name}");
         let lines = daemon.log().lines().filter(|line| line.contains(name)).count();
         assert_eq!(lines, 1, "{}", daemon.log());
