@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use common::witness;
+use common::{schema, witness};
 use common::{Broker, Daemon, PATIENCE, Subscriber, evaluated, jpeg, models, until, vggd};
 
 /// What comes back.
@@ -93,6 +93,26 @@ fn put(address: &str, path: &str, body: &str) -> Reply {
     request(address, &format!("PUT {path}"), "", body.as_bytes())
 }
 
+/// How everything stands, as `config/schema` says, and so do the messages in it.
+fn overview(address: &str) -> Value {
+    let status = get(address, "/api/v1/status").json();
+    as_documented(&status);
+    status
+}
+
+fn as_documented(status: &Value) {
+    let check = |name: &str, part: &Value| {
+        assert_eq!(schema::check(name, part.to_string().as_bytes()), Ok(()), "{part}");
+    };
+    check("api-status", status);
+    check("state", &status["state"]);
+    if let Some(last) = status["last"].as_object() {
+        let mut last = last.clone();
+        assert_eq!(last.insert("sequence".to_owned(), json!(1)), Some(json!(0)));
+        check("prediction", &Value::Object(last));
+    }
+}
+
 /// A daemon that serves its page.
 fn served(broker: &Broker, lines: &str) -> (Daemon, String) {
     let mut daemon = Daemon::new(broker);
@@ -114,15 +134,15 @@ fn the_status_tells_what_holds_and_the_history_how_it_was() {
     let witness = broker.subscribe();
     let (daemon, address) = served(&broker, "");
     witness.next("variant");
-    let before = get(&address, "/api/v1/status").json();
+    let before = overview(&address);
     assert_eq!(
         (&before["last"], &before["running"], &before["frames"]),
         (&Value::Null, &Value::Null, &json!(0))
     );
     let prediction = classify(&daemon, &witness, 1);
-    let status = get(&address, "/api/v1/status");
-    assert!(status.head.to_lowercase().contains("content-type: application/json"), "{status:?}");
-    let status = status.json();
+    let reply = get(&address, "/api/v1/status");
+    assert!(reply.head.to_lowercase().contains("content-type: application/json"), "{reply:?}");
+    let status = overview(&address);
     assert_eq!(status["last"]["id"], prediction["id"]);
     assert_eq!(status["last"]["top"], prediction["top"]);
     assert_eq!((&status["variant"], &status["running"]), (&json!("baseline"), &json!("baseline")));
@@ -141,7 +161,7 @@ fn the_status_tells_what_holds_and_the_history_how_it_was() {
         variants.iter().map(|variant| variant["loaded"].as_bool().unwrap()).collect();
     assert_eq!(loaded, [true, false, false]);
     until("the broker is seen", || {
-        get(&address, "/api/v1/status").json()["broker"]["connected"] == true
+        overview(&address)["broker"]["connected"] == true
     });
     let history = get(&address, "/api/v1/history").json();
     let points = history["points"].as_array().unwrap();
@@ -183,7 +203,7 @@ fn orders_do_what_they_do_over_mqtt_and_say_what_is_wrong() {
     }
     let long = put(&address, "/api/v1/variant", &"a".repeat(10_000)).refusal();
     assert_eq!(long, (400, "the order is too long, or cut".to_owned()));
-    assert_eq!(get(&address, "/api/v1/status").json()["variant"], "scaled");
+    assert_eq!(overview(&address)["variant"], "scaled");
 }
 
 /// The next event of a stream, as its name and data.
@@ -215,6 +235,7 @@ fn events_tell_of_frames_and_changes_and_hold_still_in_between() {
     witness.next("variant");
     let mut stream = open_stream(&address);
     let (name, status) = event(&mut stream);
+    as_documented(&status);
     assert_eq!((name.as_str(), &status["frames"]), ("status", &json!(0)));
     let id = classify(&daemon, &witness, 1)["id"].clone();
     let prediction = loop {
@@ -514,7 +535,7 @@ fn slow_visitors_hold_up_nobody() {
     for number in 0..40 {
         classify(&daemon, &witness, number);
     }
-    assert_eq!(get(&address, "/api/v1/status").json()["frames"], 40);
+    assert_eq!(overview(&address)["frames"], 40);
     let grown = daemon.memory("VmRSS:").saturating_sub(memory);
     assert!(grown < 20 << 10, "{grown} kB more");
     // Who does not say what it wants is shown out.

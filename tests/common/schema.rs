@@ -6,8 +6,9 @@ use std::sync::OnceLock;
 use jsonschema::Validator;
 use serde_json::Value;
 
-/// Each schema by the last part of its topic.
-pub const SCHEMAS: [(&str, &str); 5] = [
+/// Each schema by the last part of its topic, or by what is asked for.
+pub const SCHEMAS: [(&str, &str); 6] = [
+    ("api-status", include_str!("../../config/schema/api-status.json")),
     ("compare", include_str!("../../config/schema/compare.json")),
     ("error", include_str!("../../config/schema/error.json")),
     ("prediction", include_str!("../../config/schema/prediction.json")),
