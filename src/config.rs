@@ -177,6 +177,7 @@ pub struct Model {
     pub profile: PathBuf,
     pub profile_when: ProfileWhen,
     pub threads: usize,
+    pub pin: bool,
     pub precision: Precision,
 }
 

@@ -6,6 +6,7 @@
 
 mod chain;
 mod convolution;
+mod engine;
 mod linear;
 mod op;
 mod quantized;
@@ -14,17 +15,14 @@ mod weights;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use prost::Message;
 use thiserror::Error;
-use tract_linalg::multithread::{Executor, multithread_tract_scope};
 use tract_onnx::pb::GraphProto;
 use tract_onnx::tract_hir::internal::*;
-use vggd_kernels::{Isa, Parallel};
 
-use crate::config::{self, ConfigError, Precision};
+pub use engine::Engine;
+
 use crate::manifest::{ModelSet, SetError, Variant};
 
 /// Why a variant cannot be loaded or run.
@@ -46,116 +44,6 @@ pub enum ModelError {
     NotFinite(String),
 }
 
-/// The environment variable that names an instruction set in place of the fastest one.
-const KERNELS: &str = "VGGD_KERNELS";
-
-/// The threads that run models: one pool, shared by every model that is loaded with it. Its threads
-/// sleep between frames.
-#[derive(Clone)]
-pub struct Engine {
-    executor: Executor,
-    isa: Isa,
-    precision: Precision,
-    /// Nanoseconds spent in layers that are bound by reading weights.
-    reading: Arc<AtomicU64>,
-}
-
-impl Engine {
-    /// The engine that `model` describes, on the instruction set that the environment variable
-    /// `VGGD_KERNELS` names, or else on the fastest one.
-    ///
-    /// # Errors
-    /// [`ConfigError`] for an instruction set that this machine lacks.
-    pub fn configured(model: &config::Model) -> Result<Self, ConfigError> {
-        let engine = Self { precision: model.precision, ..Self::new(model.threads) };
-        let isa = match std::env::var(KERNELS) {
-            Ok(name) => named(&name)?,
-            Err(_) => engine.isa,
-        };
-        let engine = Self { isa, ..engine };
-        if engine.precision == Precision::Half && !isa.has_half() {
-            tracing::warn!(kernels = %isa, "half precision is not faster here, using float32");
-        }
-        Ok(engine)
-    }
-
-    /// An engine of `threads` threads, or of as many as there are cores for 0, that computes in
-    /// float32 on the fastest instruction set.
-    pub fn new(threads: usize) -> Self {
-        let threads = match threads {
-            0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
-            threads => threads,
-        };
-        let executor = match threads {
-            1 => Executor::SingleThread,
-            threads => Executor::multithread_with_name(threads, "vggd-engine"),
-        };
-        let isa = Isa::detect();
-        Self { executor, isa, precision: Precision::F32, reading: Arc::default() }
-    }
-
-    /// How many threads run a model.
-    pub fn threads(&self) -> usize {
-        match &self.executor {
-            Executor::MultiThread(pool) => pool.current_num_threads(),
-            _ => 1,
-        }
-    }
-
-    /// Time spent so far in layers that are bound by reading weights, the fully connected ones.
-    pub fn reading(&self) -> Duration {
-        Duration::from_nanos(self.reading.load(Ordering::Relaxed))
-    }
-
-    /// The instruction set that the kernels use.
-    pub fn isa(&self) -> Isa {
-        self.isa
-    }
-
-    /// What the kernels are: the instruction set, and the precision if it is not float32.
-    pub fn kernels(&self) -> String {
-        match (self.precision, self.isa.has_half()) {
-            (Precision::F32, _) => self.isa.to_string(),
-            (Precision::Half, true) => format!("{} half", self.isa),
-            (Precision::Half, false) => format!("{} (half is not faster here)", self.isa),
-        }
-    }
-
-    /// The precision of convolutions: half only where that is faster.
-    fn precision(&self) -> vggd_kernels::Precision {
-        match self.precision {
-            Precision::Half if self.isa.has_half() => vggd_kernels::Precision::Half,
-            _ => vggd_kernels::Precision::Single,
-        }
-    }
-}
-
-fn named(name: &str) -> Result<Isa, ConfigError> {
-    Isa::by_name(name).ok_or_else(|| {
-        let all: Vec<String> = Isa::all().iter().map(Isa::to_string).collect();
-        let problem =
-            format!("not an instruction set of this machine, which has {}", all.join(", "));
-        ConfigError::new(KERNELS, name, problem)
-    })
-}
-
-impl Parallel for Engine {
-    fn threads(&self) -> usize {
-        self.threads()
-    }
-
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        match &self.executor {
-            Executor::MultiThread(pool) => pool.scope(|scope| {
-                for index in 0..tasks {
-                    scope.spawn(move |_| task(index));
-                }
-            }),
-            _ => (0..tasks).for_each(task),
-        }
-    }
-}
-
 /// A variant in memory.
 pub struct Model {
     /// Its name in the manifest.
@@ -163,7 +51,6 @@ pub struct Model {
     /// Height and width of its input in pixels.
     pub side: usize,
     plan: Arc<TypedRunnableModel>,
-    engine: Engine,
 }
 
 impl Model {
@@ -179,7 +66,7 @@ impl Model {
                 path: set.directory.join(&variant.graph),
                 message: format!("{error:#}"),
             })?;
-        Ok(Self { name: variant.name.clone(), side: variant.side(), plan, engine: engine.clone() })
+        Ok(Self { name: variant.name.clone(), side: variant.side(), plan })
     }
 
     /// The logits, one per class, for an input of 1 x 3 x side x side (NCHW, normalised).
@@ -196,10 +83,10 @@ impl Model {
             let output = self.plan.run(tvec!(input.into()))?;
             Ok(output[0].try_as_plain_ram()?.as_slice::<f32>()?.to_vec())
         };
-        let logits =
-            multithread_tract_scope(self.engine.executor.clone(), run).map_err(|error| {
-                ModelError::Graph { path: PathBuf::from(&self.name), message: format!("{error:#}") }
-            })?;
+        let logits = run().map_err(|error| ModelError::Graph {
+            path: PathBuf::from(&self.name),
+            message: format!("{error:#}"),
+        })?;
         match logits.iter().all(|logit| logit.is_finite()) {
             true => Ok(logits),
             false => Err(ModelError::NotFinite(self.name.clone())),
@@ -245,29 +132,5 @@ fn drop_unread(graph: &mut GraphProto) {
         if graph.node.len() == nodes {
             return;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_named_instruction_set_must_be_there() {
-        assert_eq!(named("plain"), Ok(Isa::PLAIN));
-        let error = named("vax").unwrap_err().to_string();
-        assert!(error.starts_with("VGGD_KERNELS = 'vax': not an instruction set"), "{error}");
-        assert!(error.ends_with("plain"), "{error}");
-    }
-
-    #[test]
-    fn half_is_float32_where_it_is_not_faster() {
-        for isa in Isa::all() {
-            let engine = Engine { isa, precision: Precision::Half, ..Engine::new(1) };
-            let half = engine.precision() == vggd_kernels::Precision::Half;
-            assert_eq!(half, isa.has_half());
-            assert_eq!(engine.kernels() == format!("{isa} half"), half);
-        }
-        assert_eq!(Engine::new(1).precision(), vggd_kernels::Precision::Single);
     }
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use common::{schema, witness};
 use common::{Broker, Daemon, PATIENCE, Subscriber, evaluated, jpeg, models, until, vggd};
+use common::{schema, witness};
 
 /// What comes back.
 #[derive(Debug)]
@@ -160,9 +160,7 @@ fn the_status_tells_what_holds_and_the_history_how_it_was() {
     let loaded: Vec<_> =
         variants.iter().map(|variant| variant["loaded"].as_bool().unwrap()).collect();
     assert_eq!(loaded, [true, false, false]);
-    until("the broker is seen", || {
-        overview(&address)["broker"]["connected"] == true
-    });
+    until("the broker is seen", || overview(&address)["broker"]["connected"] == true);
     let history = get(&address, "/api/v1/history").json();
     let points = history["points"].as_array().unwrap();
     assert_eq!(points.len(), 1);

@@ -66,7 +66,7 @@ pub enum Precision {
 }
 
 /// The outputs that are computed together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Tile {
     /// F(2x2, 3x3): 16 multiplications for 4 outputs, the smaller weights.
     Two,

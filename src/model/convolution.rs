@@ -3,17 +3,18 @@
 //! A chain of `Conv` (3x3, stride 1, padding 1), `Relu` and `MaxPool` (2x2, stride 2) that starts at
 //! the graph's input runs on kernels of our own: directly for the few channels of the input, by
 //! Winograd's algorithm after it. Weights are transformed once, at load. Activations stay in the
-//! kernels' blocks of channels all the way, in buffers that are made once.
+//! kernels' blocks of channels all the way, in buffers that are made once. Models in memory share what
+//! is packed of the same weights.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tract_onnx::pb::{GraphProto, NodeProto};
 use tract_onnx::tract_hir::internal::*;
 use vggd_kernels::layout::{blocked_len, unblock};
 use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Tile};
 
-use super::Engine;
 use super::chain::{CONVOLUTION_NEEDS, POOLING_NEEDS, is_2x2, is_3x3, reader};
+use super::engine::{Engine, Source};
 use super::op::{Layer, Taken};
 use super::weights::{Files, Parts, Weights};
 
@@ -34,24 +35,25 @@ pub(super) fn take(
     let [mut channels, inputs] = stem.channels;
     let (weights, bias) = (stem.weights.as_slice(), stem.bias.as_slice());
     let stem = Direct3x3::new(engine.isa, channels, inputs, weights, bias);
-    let (mut winograd, mut size, mut end) = (Vec::<Winograd>::new(), side, "");
+    let (mut found, mut size, mut end) = (Vec::new(), side, "");
     for step in rest {
-        let Some(Parameters { weights, bias, channels: [out, inner] }) =
+        let Some(parameters) =
             parameters(&parts, step.node, files)?.filter(|found| found.channels[1] == channels)
         else {
             break;
         };
-        let (weights, bias, tile) = (weights.as_slice(), bias.as_slice(), Tile::choose(size, size));
-        let precision = engine.precision();
-        let convolution =
-            Conv3x3::with_precision(engine.isa, precision, tile, out, inner, weights, bias);
-        let layer = Winograd { convolution, fuse: step.fuse, size };
-        (channels, size, end) = (out, layer.output_size(), step.output);
-        winograd.push(layer);
+        channels = parameters.channels[0];
+        found.push((parameters, step.fuse, size));
+        size = if step.fuse.pool { size / 2 } else { size };
+        end = step.output;
     }
-    if winograd.is_empty() {
+    if found.is_empty() {
         return Ok(None);
     }
+    let winograd = engine.each(found.len(), |index| {
+        let (parameters, fuse, size) = &found[index];
+        Winograd { convolution: parameters.pack(engine, *size), fuse: *fuse, size: *size }
+    });
     let (input, output) = (graph.input[0].name.clone(), end.to_owned());
     let buffers = Mutex::new(Buffers::of(&stem, &winograd, side, engine.threads()));
     let engine = engine.clone();
@@ -98,6 +100,20 @@ struct Parameters {
     channels: [usize; 2],
 }
 
+impl Parameters {
+    /// The convolution for an input of this height and width.
+    fn pack(&self, engine: &Engine, size: usize) -> Arc<Conv3x3> {
+        let (tile, [out, inner]) = (Tile::choose(size, size), self.channels);
+        let source =
+            Source { weights: self.weights.from.clone(), bias: self.bias.from.clone(), tile };
+        engine.packed(source, || {
+            let (weights, bias) = (self.weights.as_slice(), self.bias.as_slice());
+            let (isa, precision) = (engine.isa, engine.precision());
+            Conv3x3::with_precision(isa, precision, tile, out, inner, weights, bias)
+        })
+    }
+}
+
 /// The parameters of a `Conv`, if they can be used in place.
 fn parameters(
     parts: &Parts<'_>,
@@ -130,7 +146,7 @@ struct Convolutions {
 
 /// A convolution after the first.
 struct Winograd {
-    convolution: Conv3x3,
+    convolution: Arc<Conv3x3>,
     fuse: Fuse,
     /// Height and width of its input.
     size: usize,

@@ -11,9 +11,9 @@ use std::sync::{Mutex, PoisonError};
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto};
 use tract_onnx::tract_hir::internal::*;
-use vggd_kernels::QConv3x3;
 use vggd_kernels::layout::blocked_len;
 use vggd_kernels::quantized::{Algorithm, Parameters, dequantize, quantize};
+use vggd_kernels::{Isa, QConv3x3};
 
 use super::Engine;
 use super::chain::{CONVOLUTION_NEEDS, POOLING_NEEDS, is_2x2, is_3x3, reader};
@@ -35,27 +35,19 @@ pub(super) fn take(
     else {
         return Ok(None);
     };
-    let (mut layers, mut size) = (Vec::<Convolution>::new(), side);
+    let (mut found, mut size) = (Vec::<(QLinear, bool, usize)>::new(), side);
     for step in &chain.steps {
-        let Some(found) = QLinear::of(&parts, step.node, files)? else { return Ok(None) };
-        let [out_channels, in_channels] = found.channels;
-        if layers.last().is_some_and(|last| last.kernel.out_channels() != in_channels) {
+        let Some(layer) = QLinear::of(&parts, step.node, files)? else { return Ok(None) };
+        if found.last().is_some_and(|(last, ..)| last.channels[0] != layer.channels[1]) {
             return Ok(None);
         }
-        let parameters = Parameters {
-            out_channels,
-            in_channels,
-            weights: found.weights.as_slice(),
-            bias: found.bias.as_slice(),
-            scales: &found.scales,
-            zero: found.zero,
-        };
-        let algorithm = Algorithm::choose(engine.isa, &parameters, size, size);
-        let kernel = QConv3x3::new(engine.isa, algorithm, &parameters);
-        let layer = Convolution { kernel, pool: step.pool, size };
-        size = layer.output_size();
-        layers.push(layer);
+        found.push((layer, step.pool, size));
+        size = if step.pool { size / 2 } else { size };
     }
+    let layers = engine.each(found.len(), |index| {
+        let (layer, pool, size) = &found[index];
+        Convolution { kernel: layer.pack(engine.isa, *size), pool: *pool, size: *size }
+    });
     let (read, given) = (graph.input[0].name.clone(), chain.dequantize.output[0].clone());
     let buffers = Mutex::new(Buffers::of(&layers, engine.threads()));
     let engine = engine.clone();
@@ -126,6 +118,20 @@ struct QLinear {
 }
 
 impl QLinear {
+    /// The convolution for an input of this height and width.
+    fn pack(&self, isa: Isa, size: usize) -> QConv3x3 {
+        let [out_channels, in_channels] = self.channels;
+        let parameters = Parameters {
+            out_channels,
+            in_channels,
+            weights: self.weights.as_slice(),
+            bias: self.bias.as_slice(),
+            scales: &self.scales,
+            zero: self.zero,
+        };
+        QConv3x3::new(isa, Algorithm::choose(isa, &parameters, size, size), &parameters)
+    }
+
     fn of(parts: &Parts<'_>, node: &NodeProto, files: &mut Files) -> TractResult<Option<Self>> {
         let [_, x_scale, x_zero, weights, w_scale, w_zero, y_scale, y_zero, bias] = &node.input[..]
         else {

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -43,11 +44,10 @@ impl<'a> Parts<'a> {
         let only = |name: &str, value: i64| {
             node.attribute.iter().all(|a: &AttributeProto| a.name == name && a.i == value)
         };
-        let (tensor, values) = match (&*node.op_type, stored.next().flatten(), stored.next()) {
+        let (tensor, weights) = match (&*node.op_type, stored.next().flatten(), stored.next()) {
             ("Cast", Some(tensor), None) if only("to", DataType::Float as i64) => {
                 let halves = files.tensor::<u16>(tensor, DataType::Float16)?;
-                let widen = |bits: &u16| f16::from_bits(*bits).to_f32();
-                (tensor, halves.map(|halves| halves.as_slice().iter().map(widen).collect()))
+                (tensor, halves.map(halves_widened))
             }
             ("DequantizeLinear", Some(tensor), Some(Some(scales)))
                 if node.input.len() == 2
@@ -56,27 +56,50 @@ impl<'a> Parts<'a> {
             {
                 let filters = files.tensor::<i8>(tensor, DataType::Int8)?;
                 let scales = files.tensor::<f32>(scales, DataType::Float)?;
-                (tensor, filters.zip(scales).map(|(filters, scales)| widen(&filters, &scales)))
+                (
+                    tensor,
+                    filters.zip(scales).map(|(filters, scales)| filters_widened(filters, scales)),
+                )
             }
             _ => return Ok(None),
         };
-        Ok(values.map(|values| (Weights::Widened(values), &*tensor.dims)))
+        Ok(weights.map(|weights| (weights, &*tensor.dims)))
     }
 }
 
+/// float16 as float32.
+fn halves_widened(halves: Weights<u16>) -> Weights<f32> {
+    let widen = |bits: &u16| f16::from_bits(*bits).to_f32();
+    let values = halves.as_slice().iter().map(widen).collect();
+    Weights { values: Values::Made(values), from: halves.from }
+}
+
 /// int8 filters, each times its scale.
-fn widen(filters: &Weights<i8>, scales: &Weights<f32>) -> Vec<f32> {
-    let (filters, scales) = (filters.as_slice(), scales.as_slice());
-    let rows = filters.chunks((filters.len() / scales.len().max(1)).max(1));
-    rows.zip(scales)
+fn filters_widened(filters: Weights<i8>, scales: Weights<f32>) -> Weights<f32> {
+    let (all, factors) = (filters.as_slice(), scales.as_slice());
+    let rows = all.chunks((all.len() / factors.len().max(1)).max(1));
+    let values = rows
+        .zip(factors)
         .flat_map(|(row, scale)| row.iter().map(move |q| f32::from(*q) * scale))
-        .collect()
+        .collect();
+    Weights { values: Values::Made(values), from: [filters.from, scales.from].concat() }
 }
 
 /// The weight files of one model set, each mapped once.
 pub(super) struct Files<'a> {
     directory: &'a Path,
-    maps: HashMap<PathBuf, Arc<Mmap>>,
+    maps: HashMap<PathBuf, (Arc<Mmap>, Content)>,
+}
+
+/// Which bytes a file holds, for as long as files are replaced and not written in place: device,
+/// inode, time of change.
+type Content = (u64, u64, i64, i64);
+
+/// Where an initializer begins. Weights of the same places are the same weights.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Place {
+    pub(super) file: Content,
+    pub(super) offset: usize,
 }
 
 impl<'a> Files<'a> {
@@ -101,7 +124,7 @@ impl<'a> Files<'a> {
                 .map(|entry| entry.value.as_str())
         };
         let location = entry("location").context("external data without location")?;
-        let map = self.map(location)?;
+        let (map, file) = self.map(location)?;
         let offset = entry("offset").unwrap_or("0").parse::<usize>()?;
         let length = bytes_of::<T>(&tensor.dims)
             .with_context(|| format!("'{}' cannot be {:?}", tensor.name, tensor.dims))?;
@@ -111,10 +134,11 @@ impl<'a> Files<'a> {
             format!("'{}' lies at {range:?} of {location}, which has {bytes} bytes", tensor.name)
         })?;
         let aligned = bytemuck::try_cast_slice::<u8, T>(bytes).is_ok();
-        Ok(aligned.then(|| Weights::Mapped(map.clone(), range)))
+        let from = vec![Place { file, offset }];
+        Ok(aligned.then(|| Weights { values: Values::Mapped(map, range), from }))
     }
 
-    fn map(&mut self, location: &str) -> TractResult<Arc<Mmap>> {
+    fn map(&mut self, location: &str) -> TractResult<(Arc<Mmap>, Content)> {
         let plain = Path::new(location).file_name() == Some(location.as_ref());
         ensure!(plain, "external data location '{location}' is not the name of a file in the set");
         let path = self.directory.join(location);
@@ -125,7 +149,9 @@ impl<'a> Files<'a> {
         // SAFETY: the map is read only. A set is replaced by renaming, never written in place, so
         // the mapped file keeps its content and length for as long as the map lives.
         let map = unsafe { Mmap::map(&file) }.with_context(|| path.display().to_string())?;
-        let map = Arc::new(map);
+        let status = file.metadata()?;
+        let content = (status.dev(), status.ino(), status.mtime(), status.mtime_nsec());
+        let map = (Arc::new(map), content);
         self.maps.insert(path, map.clone());
         Ok(map)
     }
@@ -138,19 +164,25 @@ fn bytes_of<T>(dims: &[i64]) -> Option<usize> {
 }
 
 /// Weights that are ready to be used.
-pub(super) enum Weights<T> {
+pub(super) struct Weights<T> {
+    values: Values<T>,
+    /// The initializers that they come from.
+    pub(super) from: Vec<Place>,
+}
+
+enum Values<T> {
     /// A slice of a mapped file, kept mapped.
     Mapped(Arc<Mmap>, Range<usize>),
     /// Numbers that the file holds in another form.
-    Widened(Vec<T>),
+    Made(Vec<T>),
 }
 
 impl<T: bytemuck::Pod> Weights<T> {
     /// The elements, in the order of the ONNX tensor.
     pub(super) fn as_slice(&self) -> &[T] {
-        match self {
-            Self::Mapped(map, range) => bytemuck::cast_slice(&map[range.clone()]),
-            Self::Widened(values) => values,
+        match &self.values {
+            Values::Mapped(map, range) => bytemuck::cast_slice(&map[range.clone()]),
+            Values::Made(values) => values,
         }
     }
 }
