@@ -21,6 +21,9 @@ use crate::vector::{Int16, LANES, Pairs};
 /// Pairs in a block of channels.
 pub(super) const PAIRS: usize = CHANNEL_BLOCK / 2;
 
+/// Parts of a block, of four pairs each.
+const PARTS: usize = PAIRS / 4;
+
 /// Numbers of 16 bits that products are computed with.
 pub(super) trait Number {
     /// Blocks of input channels whose products are added up before they go on in float32.
@@ -222,25 +225,21 @@ where
         while first < job.in_blocks {
             let end = (first + N::FLUSH).min(job.in_blocks);
             let mut sums = [[V::no_sums(); P]; T];
-            for block in first..end {
-                let mut inputs = job.inputs.add(block * job.input_stride);
+            // One loop over all of them: a compiler that sees the parts of a block side by side
+            // keeps too much in registers.
+            for part in first * PARTS..end * PARTS {
+                let (block, part) = (part / PARTS, part % PARTS);
+                let inputs = job.inputs.add(block * job.input_stride + part * 4);
                 let next = job.inputs.wrapping_add((block + 1) * job.input_stride);
-                for part in 0..PAIRS / 4 {
-                    for line in part * T / 4..(part + 1) * T / 4 {
-                        V::prefetch_near(next.wrapping_add(line * LANES));
-                    }
-                    let mut fours = [V::inputs(inputs); T];
-                    for (tile, four) in fours.iter_mut().enumerate() {
-                        *four = V::inputs(inputs.add(tile * PAIRS));
-                    }
-                    step::<V, N, P, T, 0>(&mut sums, weights, &fours, ahead, quarter);
-                    step::<V, N, P, T, 1>(&mut sums, weights, &fours, ahead, quarter);
-                    step::<V, N, P, T, 2>(&mut sums, weights, &fours, ahead, quarter);
-                    step::<V, N, P, T, 3>(&mut sums, weights, &fours, ahead, quarter);
-                    weights = weights.add(4 * P * LANES);
-                    ahead = ahead.wrapping_add(job.ahead_step);
-                    inputs = inputs.add(4);
+                for line in 0..T.div_ceil(4) {
+                    V::prefetch_near(next.wrapping_add((part * T.div_ceil(4) + line) * LANES));
                 }
+                step::<V, N, P, T, 0>(&mut sums, weights, inputs, ahead, quarter);
+                step::<V, N, P, T, 1>(&mut sums, weights, inputs, ahead, quarter);
+                step::<V, N, P, T, 2>(&mut sums, weights, inputs, ahead, quarter);
+                step::<V, N, P, T, 3>(&mut sums, weights, inputs, ahead, quarter);
+                weights = weights.add(4 * P * LANES);
+                ahead = ahead.wrapping_add(job.ahead_step);
             }
             if end - first == job.in_blocks {
                 for vector in 0..P {
@@ -290,7 +289,7 @@ where
 unsafe fn step<V: Pairs<N>, N, const P: usize, const T: usize, const L: usize>(
     sums: &mut [[V::Sums; P]; T],
     weights: *const f32,
-    fours: &[V::Inputs; T],
+    inputs: *const f32,
     ahead: *const f32,
     quarter: usize,
 ) {
@@ -302,9 +301,10 @@ unsafe fn step<V: Pairs<N>, N, const P: usize, const T: usize, const L: usize>(
             V::prefetch(ahead.wrapping_add(L * quarter + vector * LANES));
             *weights = V::weights(from.add(vector * LANES));
         }
-        for (sums, four) in sums.iter_mut().zip(fours) {
+        for (tile, sums) in sums.iter_mut().enumerate() {
+            let four = V::inputs(inputs.add(tile * PAIRS));
             for (sum, weights) in sums.iter_mut().zip(&weights) {
-                *sum = V::dot::<L>(*weights, *four, *sum);
+                *sum = V::dot::<L>(*weights, four, *sum);
             }
         }
     }
