@@ -226,17 +226,13 @@ where
                 let mut inputs = job.inputs.add(block * job.input_stride);
                 let next = job.inputs.wrapping_add((block + 1) * job.input_stride);
                 for part in 0..PAIRS / 4 {
-                    for line in part * T / 4..(part + 1) * T / 4 {
-                        V::prefetch_near(next.wrapping_add(line * LANES));
+                    for line in 0..T.div_ceil(4) {
+                        V::prefetch_near(next.wrapping_add((part * T.div_ceil(4) + line) * LANES));
                     }
-                    let mut fours = [V::inputs(inputs); T];
-                    for (tile, four) in fours.iter_mut().enumerate() {
-                        *four = V::inputs(inputs.add(tile * PAIRS));
-                    }
-                    step::<V, N, P, T, 0>(&mut sums, weights, &fours, ahead, quarter);
-                    step::<V, N, P, T, 1>(&mut sums, weights, &fours, ahead, quarter);
-                    step::<V, N, P, T, 2>(&mut sums, weights, &fours, ahead, quarter);
-                    step::<V, N, P, T, 3>(&mut sums, weights, &fours, ahead, quarter);
+                    step::<V, N, P, T, 0>(&mut sums, weights, inputs, ahead, quarter);
+                    step::<V, N, P, T, 1>(&mut sums, weights, inputs, ahead, quarter);
+                    step::<V, N, P, T, 2>(&mut sums, weights, inputs, ahead, quarter);
+                    step::<V, N, P, T, 3>(&mut sums, weights, inputs, ahead, quarter);
                     weights = weights.add(4 * P * LANES);
                     ahead = ahead.wrapping_add(job.ahead_step);
                     inputs = inputs.add(4);
@@ -290,7 +286,7 @@ where
 unsafe fn step<V: Pairs<N>, N, const P: usize, const T: usize, const L: usize>(
     sums: &mut [[V::Sums; P]; T],
     weights: *const f32,
-    fours: &[V::Inputs; T],
+    inputs: *const f32,
     ahead: *const f32,
     quarter: usize,
 ) {
@@ -302,9 +298,10 @@ unsafe fn step<V: Pairs<N>, N, const P: usize, const T: usize, const L: usize>(
             V::prefetch(ahead.wrapping_add(L * quarter + vector * LANES));
             *weights = V::weights(from.add(vector * LANES));
         }
-        for (sums, four) in sums.iter_mut().zip(fours) {
+        for (tile, sums) in sums.iter_mut().enumerate() {
+            let four = V::inputs(inputs.add(tile * PAIRS));
             for (sum, weights) in sums.iter_mut().zip(&weights) {
-                *sum = V::dot::<L>(*weights, *four, *sum);
+                *sum = V::dot::<L>(*weights, four, *sum);
             }
         }
     }

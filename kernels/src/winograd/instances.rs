@@ -236,8 +236,8 @@ instance!(
     avx512_half,
     Avx512,
     2,
-    [1 2 3 4 5 6 7 8 9 10 11 12 13 14],
-    "avx512_winograd_i16_32x14",
+    [1 2 3 4 5 6 7 8 9 10 11 12 13],
+    "avx512_winograd_i16_32x13",
     "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
 );
 #[cfg(target_arch = "aarch64")]
