@@ -29,8 +29,6 @@ pub(crate) trait Words: Copy {
     fn add(self, other: Self) -> Self;
     /// Lane by lane `self - other`.
     fn sub(self, other: Self) -> Self;
-    /// Lane by lane `self * other`.
-    fn mul(self, other: Self) -> Self;
 }
 
 /// Sixteen int32 lanes.

@@ -39,12 +39,6 @@ impl Words for Avx2Words {
         // SAFETY: the value proves AVX2.
         Avx2Words(unsafe { _mm256_sub_epi16(self.0, other.0) })
     }
-
-    #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        // SAFETY: the value proves AVX2.
-        Avx2Words(unsafe { _mm256_mullo_epi16(self.0, other.0) })
-    }
 }
 
 /// Two 256-bit registers of int32.

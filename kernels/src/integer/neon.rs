@@ -46,12 +46,6 @@ impl Words for NeonWords {
         // SAFETY: the value proves NEON.
         unsafe { NeonWords(vsubq_s16(self.0, other.0), vsubq_s16(self.1, other.1)) }
     }
-
-    #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        // SAFETY: the value proves NEON.
-        unsafe { NeonWords(vmulq_s16(self.0, other.0), vmulq_s16(self.1, other.1)) }
-    }
 }
 
 /// Four 128-bit registers of int32.

@@ -45,11 +45,6 @@ impl Words for PlainWords {
     fn sub(self, other: Self) -> Self {
         self.zip(other, i16::wrapping_sub)
     }
-
-    #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        self.zip(other, i16::wrapping_mul)
-    }
 }
 
 /// An array of int32.

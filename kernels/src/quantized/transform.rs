@@ -88,21 +88,21 @@ pub(super) unsafe fn input<W: Words>(job: &Input) {
         // SAFETY: 6 x 6 vectors lie at `from`, in the image or in `edge`; `to` has room for
         // `count` tiles at each position.
         unsafe {
-            let (three, four, five) = (W::splat(3), W::splat(4), W::splat(5));
-            let mut columns = [[three; INPUTS]; INPUTS];
+            let zero = W::splat(0);
+            let mut columns = [[zero; INPUTS]; INPUTS];
             for (x, column) in columns.iter_mut().enumerate() {
-                let mut d = [three; INPUTS];
+                let mut d = [zero; INPUTS];
                 for (y, d) in d.iter_mut().enumerate() {
                     *d = W::widen(from.add(y * row + x * LANES));
                 }
-                *column = input_of_line(&d, three, four, five);
+                *column = input_of_line(&d);
             }
             for y in 0..INPUTS {
-                let mut d = [three; INPUTS];
+                let mut d = [zero; INPUTS];
                 for (d, column) in d.iter_mut().zip(&columns) {
                     *d = column[y];
                 }
-                let out = input_of_line(&d, three, four, five);
+                let out = input_of_line(&d);
                 for (x, out) in out.iter().enumerate() {
                     out.store(job.to.add((y * INPUTS + x) * job.stride + tile * LANES));
                 }
@@ -115,22 +115,20 @@ pub(super) unsafe fn input<W: Words>(job: &Input) {
     }
 }
 
-/// `B^T d`
+/// `B^T d`, without multiplications: every row is made of differences at a distance of two, and of
+/// their sum and difference.
 #[inline(always)]
-fn input_of_line<W: Words>(
-    &[d0, d1, d2, d3, d4, d5]: &[W; INPUTS],
-    three: W,
-    four: W,
-    five: W,
-) -> [W; INPUTS] {
+fn input_of_line<W: Words>(&[d0, d1, d2, d3, d4, d5]: &[W; INPUTS]) -> [W; INPUTS] {
     let (d3_d1, d4_d2) = (d3.sub(d1), d4.sub(d2));
+    let (both, between) = (d4_d2.add(d3_d1), d4_d2.sub(d3_d1));
+    let (sum, difference) = (d3.add(d2), d3.sub(d2));
     [
-        twice(d0.add(d4)).add(d3_d1.mul(three)).sub(d2.mul(four)),
-        twice(d4_d2).sub(d3_d1),
-        twice(d4.sub(d1)).add(d2).add(d3.mul(five)),
-        twice(d1.add(d4)).add(d3).sub(d2.mul(five)),
-        twice(d3_d1).add(d4_d2),
-        twice(d1.add(d5)).add(d4_d2.mul(three)).sub(d3.mul(four)),
+        twice(d0.sub(d2).add(both)).add(d3_d1),
+        between.add(d4_d2),
+        twice(both.add(sum)).add(sum),
+        twice(between.add(difference)).add(difference),
+        both.add(d3_d1),
+        twice(d5.sub(d3).add(between)).add(d4_d2),
     ]
 }
 

@@ -21,9 +21,6 @@ use crate::vector::{Int16, LANES, Pairs};
 /// Pairs in a block of channels.
 pub(super) const PAIRS: usize = CHANNEL_BLOCK / 2;
 
-/// Parts of a block, of four pairs each.
-const PARTS: usize = PAIRS / 4;
-
 /// Numbers of 16 bits that products are computed with.
 pub(super) trait Number {
     /// Blocks of input channels whose products are added up before they go on in float32.
@@ -225,21 +222,21 @@ where
         while first < job.in_blocks {
             let end = (first + N::FLUSH).min(job.in_blocks);
             let mut sums = [[V::no_sums(); P]; T];
-            // One loop over all of them: a compiler that sees the parts of a block side by side
-            // keeps too much in registers.
-            for part in first * PARTS..end * PARTS {
-                let (block, part) = (part / PARTS, part % PARTS);
-                let inputs = job.inputs.add(block * job.input_stride + part * 4);
+            for block in first..end {
+                let mut inputs = job.inputs.add(block * job.input_stride);
                 let next = job.inputs.wrapping_add((block + 1) * job.input_stride);
-                for line in 0..T.div_ceil(4) {
-                    V::prefetch_near(next.wrapping_add((part * T.div_ceil(4) + line) * LANES));
+                for part in 0..PAIRS / 4 {
+                    for line in 0..T.div_ceil(4) {
+                        V::prefetch_near(next.wrapping_add((part * T.div_ceil(4) + line) * LANES));
+                    }
+                    step::<V, N, P, T, 0>(&mut sums, weights, inputs, ahead, quarter);
+                    step::<V, N, P, T, 1>(&mut sums, weights, inputs, ahead, quarter);
+                    step::<V, N, P, T, 2>(&mut sums, weights, inputs, ahead, quarter);
+                    step::<V, N, P, T, 3>(&mut sums, weights, inputs, ahead, quarter);
+                    weights = weights.add(4 * P * LANES);
+                    ahead = ahead.wrapping_add(job.ahead_step);
+                    inputs = inputs.add(4);
                 }
-                step::<V, N, P, T, 0>(&mut sums, weights, inputs, ahead, quarter);
-                step::<V, N, P, T, 1>(&mut sums, weights, inputs, ahead, quarter);
-                step::<V, N, P, T, 2>(&mut sums, weights, inputs, ahead, quarter);
-                step::<V, N, P, T, 3>(&mut sums, weights, inputs, ahead, quarter);
-                weights = weights.add(4 * P * LANES);
-                ahead = ahead.wrapping_add(job.ahead_step);
             }
             if end - first == job.in_blocks {
                 for vector in 0..P {

@@ -42,8 +42,8 @@ pub(super) unsafe fn product<V: Vector, const P: usize, const T: usize>(job: &Pr
             let mut inputs = job.inputs.add(block * job.input_stride);
             let next = job.inputs.wrapping_add((block + 1) * job.input_stride);
             for part in 0..LANES / 4 {
-                for tile in part * T / 4..(part + 1) * T / 4 {
-                    V::prefetch_near(next.wrapping_add(tile * LANES));
+                for tile in 0..T.div_ceil(4) {
+                    V::prefetch_near(next.wrapping_add((part * T.div_ceil(4) + tile) * LANES));
                 }
                 let mut quads = [V::quad(inputs); T];
                 for (tile, quad) in quads.iter_mut().enumerate() {
