@@ -12,6 +12,7 @@ use std::thread;
 use std::time::SystemTime;
 
 use vggd::config::{Config, SourceKind};
+use vggd::preprocess::{self, Limits};
 #[cfg(feature = "camera")]
 use vggd::source::camera::Camera;
 use vggd::source::stream::Stream;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
             return ExitCode::from(78);
         }
     };
+    let limits = Limits::within(config.decode_memory());
     let handoff = Handoff::default();
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -44,14 +46,15 @@ fn main() -> ExitCode {
         });
         while let Some(frame) = handoff.take() {
             let age = SystemTime::now().duration_since(frame.captured_at).unwrap_or_default();
-            let sum = match &frame.picture {
-                Picture::Raw(raw) => raw.decode().map(|photo| mean(photo.rgb())),
-                Picture::Encoded(bytes) => Ok(mean(bytes)),
+            let photo = match &frame.picture {
+                Picture::Raw(raw) => raw.decode(),
+                Picture::Encoded(bytes) => preprocess::decode(bytes, &limits),
                 Picture::File(_) => continue,
             };
+            let mean = photo.map(|photo| mean(photo.rgb()));
             let age = age.as_micros();
             println!(
-                "frame {:?} mean={sum:?} age_us={age} dropped={}",
+                "frame {:?} mean={mean:?} age_us={age} dropped={}",
                 frame.picture,
                 handoff.dropped()
             );

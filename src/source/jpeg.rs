@@ -53,6 +53,13 @@ impl Splitter {
     /// Takes `bytes` in, and gives each picture that they complete. Where they are cut into pieces
     /// makes no difference.
     pub(super) fn push(&mut self, mut bytes: &[u8], mut give: impl FnMut(Vec<u8>)) {
+        while let Some(picture) = self.take(&mut bytes) {
+            give(picture);
+        }
+    }
+
+    /// Takes `bytes` in as far as the end of a picture, and gives that; takes all in if they complete none.
+    fn take(&mut self, bytes: &mut &[u8]) -> Option<Vec<u8>> {
         loop {
             let inside = match self.state {
                 State::Outside | State::Data => {
@@ -71,16 +78,14 @@ impl Splitter {
                 State::Data if self.picture.len() > self.limit => State::Outside,
                 state => state,
             };
-            let Some((&byte, rest)) = bytes[inside..].split_first() else { return };
-            bytes = rest;
+            *bytes = &bytes[inside..];
+            let byte = *bytes.split_off_first()?;
             self.picture.push(byte);
-            self.state = match self.next(byte) {
-                Some(state) => state,
-                None => {
-                    give(self.complete());
-                    State::Outside
-                }
-            };
+            let next = self.next(byte);
+            self.state = next.unwrap_or(State::Outside);
+            if next.is_none() {
+                return Some(self.complete());
+            }
         }
     }
 
@@ -134,12 +139,8 @@ impl Splitter {
 /// The first whole JPEG in `bytes`: a camera's driver hands over all of its buffer, with what was there
 /// before behind the picture.
 #[cfg(any(feature = "camera", test))]
-pub(super) fn first(bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut first = None;
-    Splitter::new(bytes.len()).push(bytes, |picture| {
-        first.get_or_insert(picture);
-    });
-    first
+pub(super) fn first(mut bytes: &[u8]) -> Option<Vec<u8>> {
+    Splitter::new(bytes.len()).take(&mut bytes)
 }
 
 #[cfg(test)]
@@ -224,7 +225,10 @@ mod tests {
     fn what_lies_behind_the_picture_in_a_buffer_is_cut_off() {
         let [a, b] = [jpeg(1), jpeg(2)];
         let buffer = [&a[..], &b[100..], &[0; 4096]].concat();
-        assert_eq!(first(&buffer), Some(a));
+        assert_eq!(first(&buffer), Some(a.clone()));
+        let mut rest = &buffer[..];
+        assert_eq!(Splitter::new(LIMIT).take(&mut rest), Some(a.clone()));
+        assert!(rest == &buffer[a.len()..], "it is looked at");
         assert_eq!(first(&b[..b.len() - 1]), None);
         assert_eq!(first(&[]), None);
     }
