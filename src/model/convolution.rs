@@ -16,7 +16,7 @@ use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Tile};
 use super::chain::{CONVOLUTION_NEEDS, POOLING_NEEDS, is_2x2, is_3x3, reader};
 use super::engine::{Engine, Source};
 use super::op::{Layer, Taken};
-use super::weights::{Files, Parts, Weights};
+use super::weights::{Files, Floats, Parts};
 
 /// Takes the chain of convolutions that starts at the input of `graph` out of it, if there is one of
 /// at least two.
@@ -33,8 +33,8 @@ pub(super) fn take(
         return Ok(None);
     };
     let [mut channels, inputs] = stem.channels;
-    let (weights, bias) = (stem.weights.as_slice(), stem.bias.as_slice());
-    let stem = Direct3x3::new(engine.isa, channels, inputs, weights, bias);
+    let (weights, bias) = (stem.weights.numbers(), stem.bias.numbers());
+    let stem = Direct3x3::new(engine.isa, channels, inputs, &weights, &bias);
     let (mut found, mut size, mut end) = (Vec::new(), side, "");
     for step in rest {
         let Some(parameters) =
@@ -94,8 +94,8 @@ fn steps(graph: &GraphProto) -> Vec<Step<'_>> {
 /// What a `Conv` computes with.
 struct Parameters {
     /// OIHW.
-    weights: Weights<f32>,
-    bias: Weights<f32>,
+    weights: Floats,
+    bias: Floats,
     /// Output and input channels.
     channels: [usize; 2],
 }
@@ -104,17 +104,16 @@ impl Parameters {
     /// The convolution for an input of this height and width.
     fn pack(&self, engine: &Engine, size: usize) -> Arc<Conv3x3> {
         let (tile, [out, inner]) = (Tile::choose(size, size), self.channels);
-        let source =
-            Source { weights: self.weights.from.clone(), bias: self.bias.from.clone(), tile };
+        let source = Source { weights: self.weights.places(), bias: self.bias.places(), tile };
         engine.packed(source, || {
-            let (weights, bias) = (self.weights.as_slice(), self.bias.as_slice());
+            let (weights, bias) = (self.weights.numbers(), self.bias.numbers());
             let (isa, precision) = (engine.isa, engine.precision());
-            Conv3x3::with_precision(isa, precision, tile, out, inner, weights, bias)
+            Conv3x3::with_precision(isa, precision, tile, out, inner, &weights, &bias)
         })
     }
 }
 
-/// The parameters of a `Conv`, if they can be used in place.
+/// The parameters of a `Conv`, if they can be used as they are stored.
 fn parameters(
     parts: &Parts<'_>,
     node: &NodeProto,

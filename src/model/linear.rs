@@ -67,6 +67,7 @@ impl Parts<'_> {
             return Ok(None);
         }
         let Some((bias, _)) = self.floats(&node.input[2], files)? else { return Ok(None) };
+        let bias = bias.ready();
         let rows = bias.as_slice().len();
         let Some((matrix, columns)) = self.matrix(&node.input[1], rows, files)? else {
             return Ok(None);
@@ -83,7 +84,7 @@ impl Parts<'_> {
     ) -> TractResult<Option<(Matrix, usize)>> {
         if let Some((weights, dims)) = self.floats(name, files)? {
             return Ok(match dims {
-                &[n, k] if n as usize == rows => Some((Matrix::F32(weights), k as usize)),
+                &[n, k] if n as usize == rows => Some((Matrix::F32(weights.ready()), k as usize)),
                 _ => None,
             });
         }

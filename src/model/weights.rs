@@ -1,6 +1,7 @@
 //! Weights where they lie: ONNX initializers as slices of the mapped file; float16 behind a `Cast`, and
-//! int8 filters behind a `DequantizeLinear`, are widened.
+//! int8 filters behind a `DequantizeLinear`, are widened when they are asked for.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
@@ -33,10 +34,10 @@ impl<'a> Parts<'a> {
         &self,
         name: &str,
         files: &mut Files,
-    ) -> TractResult<Option<(Weights<f32>, &'a [i64])>> {
+    ) -> TractResult<Option<(Floats, &'a [i64])>> {
         if let Some(&tensor) = self.initializers.get(name) {
             let weights = files.tensor::<f32>(tensor, DataType::Float)?;
-            return Ok(weights.map(|weights| (weights, &*tensor.dims)));
+            return Ok(weights.map(|weights| (Floats::Single(weights), &*tensor.dims)));
         }
         let Some(node) = self.producers.get(name) else { return Ok(None) };
         let mut stored =
@@ -47,7 +48,7 @@ impl<'a> Parts<'a> {
         let (tensor, weights) = match (&*node.op_type, stored.next().flatten(), stored.next()) {
             ("Cast", Some(tensor), None) if only("to", DataType::Float as i64) => {
                 let halves = files.tensor::<u16>(tensor, DataType::Float16)?;
-                (tensor, halves.map(halves_widened))
+                (tensor, halves.map(Floats::Half))
             }
             ("DequantizeLinear", Some(tensor), Some(Some(scales)))
                 if node.input.len() == 2
@@ -58,7 +59,7 @@ impl<'a> Parts<'a> {
                 let scales = files.tensor::<f32>(scales, DataType::Float)?;
                 (
                     tensor,
-                    filters.zip(scales).map(|(filters, scales)| filters_widened(filters, scales)),
+                    filters.zip(scales).map(|(filters, scales)| Floats::Scaled(filters, scales)),
                 )
             }
             _ => return Ok(None),
@@ -67,28 +68,62 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// float16 as float32.
-fn halves_widened(halves: Weights<u16>) -> Weights<f32> {
-    let widen = |bits: &u16| f16::from_bits(*bits).to_f32();
-    let values = halves.as_slice().iter().map(widen).collect();
-    Weights { values: Values::Made(values), from: halves.from }
+/// float32 weights, as the file holds them.
+pub(super) enum Floats {
+    Single(Weights<f32>),
+    /// float16.
+    Half(Weights<u16>),
+    /// int8 filters, and for each its scale.
+    Scaled(Weights<i8>, Weights<f32>),
 }
 
-/// int8 filters, each times its scale.
-fn filters_widened(filters: Weights<i8>, scales: Weights<f32>) -> Weights<f32> {
-    let (all, factors) = (filters.as_slice(), scales.as_slice());
-    let rows = all.chunks((all.len() / factors.len().max(1)).max(1));
-    let values = rows
-        .zip(factors)
-        .flat_map(|(row, scale)| row.iter().map(move |q| f32::from(*q) * scale))
-        .collect();
-    Weights { values: Values::Made(values), from: [filters.from, scales.from].concat() }
+impl Floats {
+    /// The elements, in the order of the ONNX tensor.
+    pub(super) fn numbers(&self) -> Cow<'_, [f32]> {
+        match self {
+            Self::Single(weights) => Cow::Borrowed(weights.as_slice()),
+            Self::Half(halves) => {
+                let widen = |bits: &u16| f16::from_bits(*bits).to_f32();
+                halves.as_slice().iter().map(widen).collect()
+            }
+            Self::Scaled(filters, scales) => {
+                let (filters, scales) = (filters.as_slice(), scales.as_slice());
+                let rows = filters.chunks((filters.len() / scales.len().max(1)).max(1));
+                rows.zip(scales)
+                    .flat_map(|(row, scale)| row.iter().map(move |q| f32::from(*q) * scale))
+                    .collect()
+            }
+        }
+    }
+
+    /// Weights that are ready to be used again and again.
+    pub(super) fn ready(self) -> Weights<f32> {
+        match self {
+            Self::Single(weights) => weights,
+            other => Weights::Widened(other.numbers().into_owned()),
+        }
+    }
+
+    /// The initializers that they come from.
+    pub(super) fn places(&self) -> Vec<Place> {
+        let places = match self {
+            Self::Single(weights) => [weights.place(), None],
+            Self::Half(halves) => [halves.place(), None],
+            Self::Scaled(filters, scales) => [filters.place(), scales.place()],
+        };
+        places.into_iter().flatten().collect()
+    }
 }
 
 /// The weight files of one model set, each mapped once.
 pub(super) struct Files<'a> {
     directory: &'a Path,
-    maps: HashMap<PathBuf, (Arc<Mmap>, Content)>,
+    maps: HashMap<PathBuf, Arc<Mapped>>,
+}
+
+pub(super) struct Mapped {
+    bytes: Mmap,
+    content: Content,
 }
 
 /// Which bytes a file holds, for as long as files are replaced and not written in place: device,
@@ -124,21 +159,20 @@ impl<'a> Files<'a> {
                 .map(|entry| entry.value.as_str())
         };
         let location = entry("location").context("external data without location")?;
-        let (map, file) = self.map(location)?;
+        let map = self.map(location)?;
         let offset = entry("offset").unwrap_or("0").parse::<usize>()?;
         let length = bytes_of::<T>(&tensor.dims)
             .with_context(|| format!("'{}' cannot be {:?}", tensor.name, tensor.dims))?;
         let range = offset..offset.saturating_add(length);
-        let bytes = map.get(range.clone()).with_context(|| {
-            let bytes = map.len();
+        let bytes = map.bytes.get(range.clone()).with_context(|| {
+            let bytes = map.bytes.len();
             format!("'{}' lies at {range:?} of {location}, which has {bytes} bytes", tensor.name)
         })?;
         let aligned = bytemuck::try_cast_slice::<u8, T>(bytes).is_ok();
-        let from = vec![Place { file, offset }];
-        Ok(aligned.then(|| Weights { values: Values::Mapped(map, range), from }))
+        Ok(aligned.then(|| Weights::Mapped(map, range)))
     }
 
-    fn map(&mut self, location: &str) -> TractResult<(Arc<Mmap>, Content)> {
+    fn map(&mut self, location: &str) -> TractResult<Arc<Mapped>> {
         let plain = Path::new(location).file_name() == Some(location.as_ref());
         ensure!(plain, "external data location '{location}' is not the name of a file in the set");
         let path = self.directory.join(location);
@@ -148,10 +182,10 @@ impl<'a> Files<'a> {
         let file = File::open(&path).with_context(|| path.display().to_string())?;
         // SAFETY: the map is read only. A set is replaced by renaming, never written in place, so
         // the mapped file keeps its content and length for as long as the map lives.
-        let map = unsafe { Mmap::map(&file) }.with_context(|| path.display().to_string())?;
+        let bytes = unsafe { Mmap::map(&file) }.with_context(|| path.display().to_string())?;
         let status = file.metadata()?;
         let content = (status.dev(), status.ino(), status.mtime(), status.mtime_nsec());
-        let map = (Arc::new(map), content);
+        let map = Arc::new(Mapped { bytes, content });
         self.maps.insert(path, map.clone());
         Ok(map)
     }
@@ -164,25 +198,27 @@ fn bytes_of<T>(dims: &[i64]) -> Option<usize> {
 }
 
 /// Weights that are ready to be used.
-pub(super) struct Weights<T> {
-    values: Values<T>,
-    /// The initializers that they come from.
-    pub(super) from: Vec<Place>,
-}
-
-enum Values<T> {
+pub(super) enum Weights<T> {
     /// A slice of a mapped file, kept mapped.
-    Mapped(Arc<Mmap>, Range<usize>),
+    Mapped(Arc<Mapped>, Range<usize>),
     /// Numbers that the file holds in another form.
-    Made(Vec<T>),
+    Widened(Vec<T>),
 }
 
 impl<T: bytemuck::Pod> Weights<T> {
     /// The elements, in the order of the ONNX tensor.
     pub(super) fn as_slice(&self) -> &[T] {
-        match &self.values {
-            Values::Mapped(map, range) => bytemuck::cast_slice(&map[range.clone()]),
-            Values::Made(values) => values,
+        match self {
+            Self::Mapped(map, range) => bytemuck::cast_slice(&map.bytes[range.clone()]),
+            Self::Widened(values) => values,
+        }
+    }
+
+    /// Where they lie, if they are used in place.
+    fn place(&self) -> Option<Place> {
+        match self {
+            Self::Mapped(map, range) => Some(Place { file: map.content, offset: range.start }),
+            Self::Widened(_) => None,
         }
     }
 }
