@@ -21,6 +21,12 @@ pub(super) fn reader<'a>(
     fits.then_some(node)
 }
 
+/// Height and width of what a convolution gives for an input of height and width `size`, with the
+/// pooling that may follow it.
+pub(super) fn output_size(size: usize, pool: bool) -> usize {
+    if pool { size / 2 } else { size }
+}
+
 /// Without these a convolution has no padding.
 pub(super) const CONVOLUTION_NEEDS: &[&str] = &["pads"];
 

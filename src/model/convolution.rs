@@ -13,7 +13,7 @@ use tract_onnx::tract_hir::internal::*;
 use vggd_kernels::layout::{blocked_len, unblock};
 use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Tile};
 
-use super::chain::{CONVOLUTION_NEEDS, POOLING_NEEDS, is_2x2, is_3x3, reader};
+use super::chain::{CONVOLUTION_NEEDS, POOLING_NEEDS, is_2x2, is_3x3, output_size, reader};
 use super::engine::{Engine, Source};
 use super::op::{Layer, Taken};
 use super::weights::{Files, Floats, Parts};
@@ -44,7 +44,7 @@ pub(super) fn take(
         };
         channels = parameters.channels[0];
         found.push((parameters, step.fuse, size));
-        size = if step.fuse.pool { size / 2 } else { size };
+        size = output_size(size, step.fuse.pool);
         end = step.output;
     }
     if found.is_empty() {
@@ -153,7 +153,7 @@ struct Winograd {
 
 impl Winograd {
     fn output_size(&self) -> usize {
-        if self.fuse.pool { self.size / 2 } else { self.size }
+        output_size(self.size, self.fuse.pool)
     }
 
     fn output_len(&self) -> usize {

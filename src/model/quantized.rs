@@ -16,7 +16,7 @@ use vggd_kernels::quantized::{Algorithm, Parameters, dequantize, quantize};
 use vggd_kernels::{Isa, QConv3x3};
 
 use super::Engine;
-use super::chain::{CONVOLUTION_NEEDS, POOLING_NEEDS, is_2x2, is_3x3, reader};
+use super::chain::{CONVOLUTION_NEEDS, POOLING_NEEDS, is_2x2, is_3x3, output_size, reader};
 use super::op::{Layer, Taken};
 use super::weights::{Files, Parts, Weights};
 
@@ -42,7 +42,7 @@ pub(super) fn take(
             return Ok(None);
         }
         found.push((layer, step.pool, size));
-        size = if step.pool { size / 2 } else { size };
+        size = output_size(size, step.pool);
     }
     let layers = engine.each(found.len(), |index| {
         let (layer, pool, size) = &found[index];
@@ -215,7 +215,7 @@ impl Convolution {
     }
 
     fn output_size(&self) -> usize {
-        if self.pool { self.size / 2 } else { self.size }
+        output_size(self.size, self.pool)
     }
 
     fn output_len(&self) -> usize {
