@@ -103,9 +103,9 @@ struct Parameters {
 impl Parameters {
     /// The convolution for an input of this height and width.
     fn pack(&self, engine: &Engine, size: usize) -> Arc<Conv3x3> {
-        let (tile, [out, inner]) = (Tile::choose(size, size), self.channels);
-        let source = Source { weights: self.weights.places(), bias: self.bias.places(), tile };
-        engine.packed(source, || {
+        let (tile, channels @ [out, inner]) = (Tile::choose(size, size), self.channels);
+        let (weights, bias) = (self.weights.places(), self.bias.places());
+        engine.packed(Source { weights, bias, channels, tile }, || {
             let (weights, bias) = (self.weights.numbers(), self.bias.numbers());
             let (isa, precision) = (engine.isa, engine.precision());
             Conv3x3::with_precision(isa, precision, tile, out, inner, &weights, &bias)

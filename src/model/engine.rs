@@ -36,6 +36,8 @@ pub struct Engine {
 pub(super) struct Source {
     pub(super) weights: Vec<Place>,
     pub(super) bias: Vec<Place>,
+    /// Output and input channels.
+    pub(super) channels: [usize; 2],
     pub(super) tile: Tile,
 }
 
@@ -231,18 +233,22 @@ mod tests {
     fn models_share_what_is_packed_of_the_same_weights() {
         let engine = Engine::new(1);
         let pack = || Conv3x3::new(Isa::PLAIN, Tile::Four, 1, 1, &[0.0; 9], &[0.0]);
-        let source = |offset, tile| Source {
-            weights: vec![Place { file: (1, 2, 3, 4), offset }],
+        let source = Source {
+            weights: vec![Place { file: (1, 2, 3, 4), offset: 0 }],
             bias: Vec::new(),
-            tile,
+            channels: [1, 1],
+            tile: Tile::Four,
         };
-        let first = engine.packed(source(0, Tile::Four), pack);
+        let first = engine.packed(source.clone(), pack);
         let same = |other: Source| Arc::ptr_eq(&first, &engine.clone().packed(other, pack));
-        assert!(same(source(0, Tile::Four)));
-        assert!(!same(source(0, Tile::Two)) && !same(source(36, Tile::Four)));
+        assert!(same(source.clone()));
+        let elsewhere = vec![Place { file: (1, 2, 3, 4), offset: 36 }];
+        assert!(!same(Source { weights: elsewhere, ..source.clone() }));
+        assert!(!same(Source { channels: [1, 2], ..source.clone() }));
+        assert!(!same(Source { tile: Tile::Two, ..source.clone() }));
         drop(first);
         let mut packed = 0;
-        engine.packed(source(0, Tile::Four), || {
+        engine.packed(source, || {
             packed += 1;
             pack()
         });
