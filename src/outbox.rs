@@ -19,10 +19,11 @@
 //!   record is appended, or a power cut takes both back to before it was given.
 //! - On disk are the older records, in memory the newer ones, which the disk has refused.
 //!
-//! Who deletes: segments go whole, from the oldest on; when all in them is acknowledged and two newer
-//! ones are left, because those keep the ids of the last photos, or when a new one needs their room. What
-//! was not acknowledged counts as dropped then, and is counted before it goes. What follows the last
-//! record of a segment is cut off at the start. Nobody else deletes, and other files are left alone.
+//! Who deletes: segments go whole, from the oldest on; when all in them is acknowledged and 10,000 newer
+//! records are left, because a photo that a crash has left in its folder is known by its id, or when a new
+//! one needs their room. What was not acknowledged counts as dropped then, and is counted before it goes.
+//! What follows the last record of a segment is cut off at the start. Nobody else deletes, and other files
+//! are left alone.
 //!
 //! A damaged record costs itself alone: reading goes on at the next that is whole. A mark that is
 //! damaged costs nothing but repeats; so does a cursor that is missing, or that knows of acknowledged

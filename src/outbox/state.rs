@@ -18,8 +18,9 @@ use crate::config;
 /// The most records that are held in memory while the disk refuses them.
 pub(super) const HELD: usize = 1000;
 
-/// Segments that stay even if all in them is done with, because of the ids in them.
-const STAYING: usize = 2;
+/// So many of the newest records stay even if they are done with, because of their ids. Segments are no
+/// measure of that: a start that ends soon leaves a short one.
+const KNOWN: u64 = 10_000;
 
 /// Things that can be in trouble.
 #[derive(Clone, Copy)]
@@ -274,10 +275,11 @@ impl State {
         self.delete(&doomed);
     }
 
-    /// Deletes oldest segments in which all is done with.
+    /// Deletes oldest segments in which all is done with and whose ids need not be known any more.
     fn clear(&mut self) {
+        let dispensable = self.mark.done.min(self.mark.stored.saturating_sub(KNOWN));
         let mut doomed = Vec::new();
-        while self.segments.len() > STAYING && self.segments[0].last() <= self.mark.done {
+        while self.segments.len() > 1 && self.segments[0].last() <= dispensable {
             doomed.extend(self.segments.pop_front());
         }
         self.delete(&doomed);

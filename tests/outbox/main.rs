@@ -144,12 +144,37 @@ fn numbers_and_recent_ids_survive_when_all_is_acknowledged() {
             outbox.acknowledge(index);
             assert!(outbox.knows(&format!("photo{index}")).is_some());
         }
-        assert!(segments(folder.path()).len() <= 2);
+        assert!(outbox.status().bytes <= SMALL);
     }
     fs::remove_file(cursor(folder.path())).unwrap();
     let outbox = open(folder.path(), SMALL);
     assert!(outbox.knows("photo200").is_some() && outbox.knows("photo1").is_none());
     assert_eq!((append(&outbox, 201), outbox.status().dropped), (201, 0));
+}
+
+#[test]
+fn ids_survive_starts_that_end_soon() {
+    let folder = tempfile::tempdir().unwrap();
+    for index in 1..=30 {
+        let outbox = open(folder.path(), LARGE);
+        assert_eq!(append(&outbox, index), index);
+        outbox.acknowledge(index);
+        assert!((1..=index).all(|index| outbox.knows(&format!("photo{index}")).is_some()));
+    }
+}
+
+#[test]
+fn what_is_done_with_goes_when_enough_has_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = open(folder.path(), 1 << 20);
+    for index in 1..=13_000 {
+        let number = outbox.append(Kind::Failure, &format!("photo{index}"), |_| Vec::new());
+        outbox.acknowledge(number);
+    }
+    let known = [1, 3_001, 13_000].map(|index| outbox.knows(&format!("photo{index}")).is_some());
+    assert_eq!(known, [false, true, true]);
+    let status = outbox.status();
+    assert_eq!((status.dropped, status.pending), (0, 0));
 }
 
 #[test]
