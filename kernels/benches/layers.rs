@@ -94,7 +94,7 @@ fn quantized(layer: &mut Layer<'_>, (inner, out, side, pool): (usize, usize, usi
     let mut output = vec![0; blocked_len(out, to, to)];
     let algorithms = match inner {
         3 => &[Algorithm::Direct][..],
-        _ => &[Algorithm::Direct, Algorithm::Winograd],
+        _ => &[Algorithm::Direct, Algorithm::Winograd, Algorithm::Matrix],
     };
     for isa in Isa::all() {
         for &algorithm in algorithms {

@@ -40,6 +40,11 @@ impl Panels {
         self.first(panel + 1) - self.first(panel)
     }
 
+    /// The panel of a block.
+    pub(crate) fn of(self, block: usize) -> usize {
+        (block / self.vectors).min(self.count() - 1)
+    }
+
     /// The most blocks that one of `parts` equal parts of the panels has, see [`part`].
     pub(crate) fn most(self, parts: usize) -> usize {
         let blocks = |number| {
@@ -69,7 +74,10 @@ mod tests {
                 for panel in 0..panels.count() {
                     assert_eq!(panels.first(panel), blocks, "{panels:?}");
                     assert!((vectors..2 * vectors).contains(&panels.vectors(panel)), "{panels:?}");
-                    blocks += panels.vectors(panel);
+                    for _ in 0..panels.vectors(panel) {
+                        assert_eq!(panels.of(blocks), panel, "{panels:?}");
+                        blocks += 1;
+                    }
                 }
                 let needed = out_channels.div_ceil(CHANNEL_BLOCK);
                 assert_eq!(blocks, panels.blocks());

@@ -92,7 +92,7 @@ pub(super) fn of(isa: Isa, precision: Precision) -> &'static Kernels {
         #[cfg(target_arch = "x86_64")]
         (Precision::Half, Kind::Avx2) => &avx2_half::KERNELS,
         #[cfg(target_arch = "x86_64")]
-        (Precision::Half, Kind::Vnni) => &avx512_half::KERNELS,
+        (Precision::Half, Kind::Vnni | Kind::Amx) => &avx512_half::KERNELS,
         #[cfg(target_arch = "aarch64")]
         (Precision::Half, Kind::NeonHalf) => &neon_half::KERNELS,
         (Precision::Half, _) => &plain_half::KERNELS,
@@ -106,7 +106,7 @@ fn single(kind: Kind) -> &'static Kernels {
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => &avx2::KERNELS,
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 | Kind::Vnni => &avx512::KERNELS,
+        Kind::Avx512 | Kind::Vnni | Kind::Amx => &avx512::KERNELS,
         #[cfg(target_arch = "aarch64")]
         Kind::Neon | Kind::NeonDot | Kind::NeonHalf => &neon::KERNELS,
         #[cfg(target_arch = "arm")]
