@@ -154,8 +154,8 @@ impl QConv3x3 {
         let slots = conv.bias.as_mut_slice().chunks_exact_mut(size_of::<i32>());
         for (o, (slot, bias)) in slots.zip(bias).enumerate() {
             let filter = &weights[o * in_channels * 9..][..in_channels * 9];
-            let sum: i32 = filter.iter().map(|&weight| i32::from(weight)).sum();
-            let bias = bias.wrapping_add(sum.wrapping_mul(shift));
+            let sum = if shift == 0 { 0 } else { filter.iter().copied().map(i32::from).sum() };
+            let bias = bias.wrapping_add(shift.wrapping_mul(sum));
             slot.copy_from_slice(&bias.to_ne_bytes());
         }
         conv

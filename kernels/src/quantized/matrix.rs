@@ -222,27 +222,31 @@ fn rows_len(width: usize) -> usize {
     (2 * width * (2 * VECTORS - 1) * CHANNEL_BLOCK).next_multiple_of(LINE)
 }
 
-/// Packs the weights of all panels.
+/// Packs the weights of all panels, line by line of what is packed.
 fn pack(panels: Panels, parameters: &Parameters<'_>, to: &mut [u8]) {
     const FOUR: usize = 4;
     let Parameters { out_channels, in_channels, weights, .. } = *parameters;
-    let groups = in_channels.div_ceil(GROUP);
-    for panel in 0..panels.count() {
+    let (fours, groups) = (in_channels.div_ceil(FOUR), in_channels.div_ceil(GROUP));
+    for block in 0..out_channels.div_ceil(LANES) {
+        let panel = panels.of(block);
         let (first, vectors) = (panels.first(panel), panels.vectors(panel));
-        for o in first * LANES..((first + vectors) * LANES).min(out_channels) {
-            let (vector, lane) = (o / LANES - first, o % LANES);
-            let filter = &weights[o * in_channels * 9..][..in_channels * 9];
-            for (four, kernels) in filter.chunks(FOUR * 9).enumerate() {
-                let (group, row) = (four / (GROUP / FOUR), four % (GROUP / FOUR));
-                for tap in 0..9 {
-                    let mut bytes = [0; FOUR];
-                    for (byte, kernel) in bytes.iter_mut().zip(kernels.chunks_exact(9)) {
-                        *byte = kernel[tap].to_ne_bytes()[0];
-                    }
-                    let step = first * groups * 9 + (group * 9 + tap) * vectors + vector;
-                    let at = step * BLOCK + (row * LANES + lane) * FOUR;
-                    to[at..at + FOUR].copy_from_slice(&bytes);
+        let filters = &weights[block * LANES * in_channels * 9..];
+        for four in 0..fours {
+            let (group, row) = (four / (GROUP / FOUR), four % (GROUP / FOUR));
+            let mut lines = [[[0; FOUR]; LANES]; 9];
+            for (lane, filter) in filters.chunks_exact(in_channels * 9).take(LANES).enumerate() {
+                let mut kernels = [0i8; FOUR * 9];
+                let rest = &filter[four * FOUR * 9..];
+                let count = rest.len().min(FOUR * 9);
+                kernels[..count].copy_from_slice(&rest[..count]);
+                for (tap, line) in lines.iter_mut().enumerate() {
+                    line[lane] = [0, 1, 2, 3].map(|i| kernels[i * 9 + tap].cast_unsigned());
                 }
+            }
+            for (tap, line) in lines.iter().enumerate() {
+                let before = first * groups * 9 + (group * 9 + tap) * vectors + block - first;
+                let at = before * BLOCK + row * LANES * FOUR;
+                to[at..at + LANES * FOUR].copy_from_slice(line.as_flattened());
             }
         }
     }
