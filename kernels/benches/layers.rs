@@ -94,11 +94,14 @@ fn quantized(layer: &mut Layer<'_>, (inner, out, side, pool): (usize, usize, usi
     let mut output = vec![0; blocked_len(out, to, to)];
     let algorithms = match inner {
         3 => &[Algorithm::Direct][..],
-        _ => &[Algorithm::Direct, Algorithm::Winograd],
+        _ => &[Algorithm::Direct, Algorithm::Winograd, Algorithm::Matrix],
     };
     for isa in Isa::all() {
         for &algorithm in algorithms {
             let conv = QConv3x3::new(isa, algorithm, &parameters);
+            if conv.kernel().starts_with("plain_matrix") {
+                continue;
+            }
             let mut scratch = vec![0; conv.scratch_len(side, side, 1)];
             layer.time(conv.kernel(), || {
                 conv.run(&Sequential, &input, side, side, &mut output, pool, &mut scratch);

@@ -1,5 +1,6 @@
-//! Times every convolution of VGG-19 in integers, with made-up weights, by both algorithms:
-//! `cargo run --release --example vgg19_int8 [threads [isa]]`. The faster one counts in the
+//! Times every convolution of VGG-19 in integers, with made-up weights, by every algorithm but the
+//! plain product of matrices, which is there for the tests:
+//! `cargo run --release --example vgg19_int8 [threads [isa]]`. The fastest one counts in the
 //! sum of the best, the chosen one is marked.
 
 use std::hint::black_box;
@@ -23,6 +24,7 @@ const LAYERS: [(usize, usize, usize, bool, u32); 13] = [
     (512, 512, 14, false, 3),
     (512, 512, 14, true, 1),
 ];
+const ALGORITHMS: [Algorithm; 3] = [Algorithm::Direct, Algorithm::Winograd, Algorithm::Matrix];
 const REPEATS: usize = 30;
 
 struct Threads(usize);
@@ -61,13 +63,12 @@ fn main() {
     };
     let start = Instant::now();
     let convolutions = LAYERS.map(|(i, o, ..)| {
-        [Algorithm::Direct, Algorithm::Winograd]
-            .map(|algorithm| QConv3x3::new(isa, algorithm, &parameters(o, i)))
+        ALGORITHMS.map(|algorithm| QConv3x3::new(isa, algorithm, &parameters(o, i)))
     });
-    println!("packing both {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+    println!("packing all {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
     let largest = layout::blocked_len(64, 224, 224);
     let (input, mut output) = (vec![3; largest], vec![0; largest]);
-    let mut best = [[Duration::MAX; 2]; LAYERS.len()];
+    let mut best = [[Duration::MAX; ALGORITHMS.len()]; LAYERS.len()];
     let mut scratch = vec![0; 32 << 20];
     for _ in 0..REPEATS {
         for ((layer, both), best) in LAYERS.iter().zip(&convolutions).zip(&mut best) {
@@ -75,6 +76,9 @@ fn main() {
             let input = &input[..layout::blocked_len(i, side, side)];
             let out = if pool { side / 2 } else { side };
             for (convolution, best) in both.iter().zip(best) {
+                if convolution.kernel().starts_with("plain_matrix") {
+                    continue;
+                }
                 let output = &mut output[..layout::blocked_len(o, out, out)];
                 let start = Instant::now();
                 convolution.run(&parallel, input, side, side, output, pool, &mut scratch);
@@ -88,19 +92,21 @@ fn main() {
         let &(i, o, side, pool, times) = layer;
         let chosen = Algorithm::choose(isa, &parameters(o, i), side, side);
         let products = (i * o * side * side * 9) as f64;
-        let [direct, winograd] = best.map(|best| best.as_secs_f64());
-        println!(
-            "{i:4} {o:4} {side:4} {} x {times}: direct {:7.3} ms {:6.1} G/s{}, Winograd {:7.3} ms {:6.1} G/s{}",
-            if pool { "pool" } else { "    " },
-            direct * 1e3,
-            products / direct / 1e9,
-            if chosen == Algorithm::Direct { "*" } else { " " },
-            winograd * 1e3,
-            products / winograd / 1e9,
-            if chosen == Algorithm::Winograd { "*" } else { " " },
-        );
-        total[0] += direct.min(winograd) * f64::from(times);
-        total[1] += if chosen == Algorithm::Direct { direct } else { winograd } * f64::from(times);
+        let seconds = best.map(|best| best.as_secs_f64());
+        print!("{i:4} {o:4} {side:4} {} x {times}:", if pool { "pool" } else { "    " });
+        for (algorithm, seconds) in ALGORITHMS.iter().zip(seconds) {
+            if seconds == Duration::MAX.as_secs_f64() {
+                continue;
+            }
+            let mark = if chosen == *algorithm { "*" } else { " " };
+            let (time, rate) = (seconds * 1e3, products / seconds / 1e9);
+            print!(" {algorithm:?} {time:7.3} ms {rate:6.1} G/s{mark}");
+            if chosen == *algorithm {
+                total[1] += seconds * f64::from(times);
+            }
+        }
+        println!();
+        total[0] += seconds.into_iter().fold(f64::INFINITY, f64::min) * f64::from(times);
         black_box(both);
     }
     println!("{} best {:.2} ms, chosen {:.2} ms", isa, total[0] * 1e3, total[1] * 1e3);

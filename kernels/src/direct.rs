@@ -301,7 +301,7 @@ fn of(isa: Isa) -> &'static Kernels {
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => &avx2::KERNELS,
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 | Kind::Vnni => &avx512::KERNELS,
+        Kind::Avx512 | Kind::Vnni | Kind::Amx => &avx512::KERNELS,
         #[cfg(target_arch = "aarch64")]
         Kind::Neon | Kind::NeonDot | Kind::NeonHalf => &neon::KERNELS,
         #[cfg(target_arch = "arm")]

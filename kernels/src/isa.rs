@@ -20,6 +20,9 @@ pub(crate) enum Kind {
     /// The same with VNNI, which multiplies bytes and sums in one instruction.
     #[cfg(target_arch = "x86_64")]
     Vnni,
+    /// The same with AMX, whose registers are tiles of bytes and of their sums.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
     /// aarch64 Advanced SIMD.
     #[cfg(target_arch = "aarch64")]
     Neon,
@@ -54,6 +57,9 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
             if avx2 && avx512 && is_x86_feature_detected!("avx512vnni") {
+                if has_tiles() {
+                    kinds.push(Kind::Amx);
+                }
                 kinds.push(Kind::Vnni);
             }
             if avx2 && avx512 {
@@ -82,14 +88,14 @@ impl Isa {
         kinds.into_iter().map(Isa).collect()
     }
 
-    /// The instruction set called `name` (`plain`, `avx2`, `avx512`, `avx512vnni`, `neon`,
+    /// The instruction set called `name` (`plain`, `avx2`, `avx512`, `avx512vnni`, `amx`, `neon`,
     /// `neondot`, `neonhalf`, `neon32`), if this machine has it.
     pub fn by_name(name: &str) -> Option<Isa> {
         Isa::all().into_iter().find(|isa| isa.name() == name)
     }
 
-    /// `plain`, `avx2`, `avx512`, `avx512vnni`, `neon`, `neondot`, `neonhalf` or `neon32`: the first word of
-    /// its kernels' names, or of those that make do with less.
+    /// `plain`, `avx2`, `avx512`, `avx512vnni`, `amx`, `neon`, `neondot`, `neonhalf` or `neon32`: the first
+    /// word of its kernels' names, or of those that make do with less.
     pub fn name(self) -> &'static str {
         match self.0 {
             Kind::Plain => "plain",
@@ -99,6 +105,8 @@ impl Isa {
             Kind::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Kind::Vnni => "avx512vnni",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Amx => "amx",
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => "neon",
             #[cfg(target_arch = "aarch64")]
@@ -117,7 +125,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => true,
             #[cfg(target_arch = "x86_64")]
-            Kind::Vnni => true,
+            Kind::Vnni | Kind::Amx => true,
             #[cfg(target_arch = "aarch64")]
             Kind::NeonHalf => true,
             _ => false,
@@ -127,6 +135,31 @@ impl Isa {
     pub(crate) fn kind(self) -> Kind {
         self.0
     }
+}
+
+/// Whether the processor has AMX's tiles of bytes, and Linux lets this process use them, which it must
+/// be asked for because they make what is kept of a thread 8 KiB larger.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn has_tiles() -> bool {
+    use std::arch::x86_64::__cpuid_count;
+    use std::ffi::c_long;
+    unsafe extern "C" {
+        fn syscall(number: c_long, ...) -> c_long;
+    }
+    const TILE_AND_INT8: u32 = 1 << 24 | 1 << 25;
+    const ARCH_PRCTL: c_long = 158;
+    const ARCH_REQ_XCOMP_PERM: c_long = 0x1023;
+    const XFEATURE_XTILEDATA: c_long = 18;
+    if __cpuid_count(7, 0).edx & TILE_AND_INT8 != TILE_AND_INT8 {
+        return false;
+    }
+    // SAFETY: a call that takes numbers only, and says no where it is not known.
+    unsafe { syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn has_tiles() -> bool {
+    false
 }
 
 /// What the kernel says of the processor; stable Rust does not ask on 32-bit ARM.

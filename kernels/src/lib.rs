@@ -13,6 +13,7 @@
 //!
 //! - [`layout`]: where an activation lies.
 //! - [`parallel`]: how a kernel gets the caller's threads.
+//! - `panels`: how output channels are cut into what registers hold.
 //! - [`isa`]: what this processor can do; every kernel takes an [`Isa`].
 //! - `vector`: sixteen float32 lanes, or pairs of 16 bits each, one file per instruction set.
 //! - `float16`: numbers of that width, as bits.
@@ -40,6 +41,7 @@ mod aligned;
 #[cfg(any(test, target_arch = "aarch64"))]
 mod float16;
 mod integer;
+mod panels;
 mod vector;
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ pub fn linear_f32(isa: Isa, weights: &[f32], bias: &[f32], x: &[f32], y: &mut [f
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => avx2_linear_f32_4x16(weights, bias, x, y),
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 | Kind::Vnni => avx512_linear_f32_8x16(weights, bias, x, y),
+            Kind::Avx512 | Kind::Vnni | Kind::Amx => avx512_linear_f32_8x16(weights, bias, x, y),
             #[cfg(target_arch = "aarch64")]
             Kind::Neon | Kind::NeonDot | Kind::NeonHalf => {
                 neon_linear_f32_4x16(weights, bias, x, y)
@@ -85,7 +85,9 @@ pub fn linear_i8b64(
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => avx2_linear_i8b64_4x64(weights, scales, bias, x, y),
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 | Kind::Vnni => avx512_linear_i8b64_8x64(weights, scales, bias, x, y),
+            Kind::Avx512 | Kind::Vnni | Kind::Amx => {
+                avx512_linear_i8b64_8x64(weights, scales, bias, x, y)
+            }
             #[cfg(target_arch = "aarch64")]
             Kind::Neon | Kind::NeonDot | Kind::NeonHalf => {
                 neon_linear_i8b64_4x64(weights, scales, bias, x, y)

@@ -9,16 +9,21 @@
 //! - `direct`: the definition. A step multiplies groups of neighbouring input channels, where the
 //!   instruction set has an instruction for that.
 //! - `winograd`: F(4x4, 3x3) in int16, also exact.
+//! - `matrix`: the definition again, where the instruction set multiplies whole matrices.
 //!
 //! [`Algorithm::choose`] knows which one is faster.
 
 use crate::aligned::{Aligned, LINE};
 use crate::isa::Isa;
 use crate::layout::{CHANNEL_BLOCK, blocked_len};
+use crate::panels::Panels;
 use crate::parallel::Parallel;
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod direct;
 mod instances;
+mod matrix;
 mod transform;
 mod winograd;
 
@@ -27,6 +32,7 @@ mod tests;
 
 use direct::Direct;
 use instances::Kernels;
+use matrix::Matrix;
 use winograd::Winograd;
 
 /// How a convolution is computed; the results are the same.
@@ -36,12 +42,17 @@ pub enum Algorithm {
     Direct,
     /// F(4x4, 3x3) in int16: a quarter of the multiplications, weights eight times as large.
     Winograd,
+    /// The definition, sixteen pixels and 64 input channels at once.
+    Matrix,
 }
 
 impl Algorithm {
-    /// The faster one for images of `height` x `width`.
+    /// The fastest one for images of `height` x `width`.
     pub fn choose(isa: Isa, parameters: &Parameters<'_>, height: usize, width: usize) -> Algorithm {
         let Parameters { in_channels, zero, .. } = *parameters;
+        if instances::of(isa).matrix.fast && in_channels >= CHANNEL_BLOCK {
+            return Algorithm::Matrix;
+        }
         let tiles = height.div_ceil(4) * width.div_ceil(4);
         let direct = 9 * height * width / instances::of(isa).direct.speed;
         let exact = zero == 0 && in_channels <= winograd::MOST_CHANNELS;
@@ -79,6 +90,7 @@ pub struct QConv3x3 {
     kernels: &'static Kernels,
     out_channels: usize,
     in_channels: usize,
+    panels: Panels,
     /// `[out_channels]`, and zeros up to a whole panel.
     bias: Aligned<u8>,
     scales: Aligned<f32>,
@@ -88,6 +100,7 @@ pub struct QConv3x3 {
 enum Packed {
     Direct(Direct),
     Winograd(Winograd),
+    Matrix(Matrix),
 }
 
 impl QConv3x3 {
@@ -112,29 +125,37 @@ impl QConv3x3 {
         let wrong = scales.iter().find(|&&scale| scale.is_nan() || scale < 0.0);
         assert!(wrong.is_none(), "QConv3x3: scale {wrong:?} where at least 0 is needed");
         let kernels = instances::of(isa);
-        let padded = out_channels.next_multiple_of(kernels.panel);
+        let vectors = match algorithm {
+            Algorithm::Direct | Algorithm::Winograd => kernels.vectors,
+            Algorithm::Matrix => matrix::VECTORS,
+        };
+        let panels = Panels::new(out_channels, vectors);
+        let padded = panels.blocks() * CHANNEL_BLOCK;
         let mut all_scales = Aligned::zeroed(padded);
         all_scales.as_mut_slice()[..out_channels].copy_from_slice(scales);
         let mut conv = QConv3x3 {
             kernels,
             out_channels,
             in_channels,
+            panels,
             bias: Aligned::zeroed_bytes(padded * size_of::<i32>()),
             scales: all_scales,
             packed: match algorithm {
-                Algorithm::Direct => Packed::Direct(Direct::new(kernels, parameters)),
-                Algorithm::Winograd => Packed::Winograd(Winograd::new(kernels, parameters)),
+                Algorithm::Direct => Packed::Direct(Direct::new(kernels, panels, parameters)),
+                Algorithm::Winograd => Packed::Winograd(Winograd::new(kernels, panels, parameters)),
+                Algorithm::Matrix => Packed::Matrix(Matrix::new(panels, parameters)),
             },
         };
         let shift = match algorithm {
             Algorithm::Direct => kernels.direct.offset - i32::from(zero),
             Algorithm::Winograd => 0,
+            Algorithm::Matrix => -i32::from(zero),
         };
         let slots = conv.bias.as_mut_slice().chunks_exact_mut(size_of::<i32>());
         for (o, (slot, bias)) in slots.zip(bias).enumerate() {
             let filter = &weights[o * in_channels * 9..][..in_channels * 9];
-            let sum: i32 = filter.iter().map(|&weight| i32::from(weight)).sum();
-            let bias = bias.wrapping_add(sum.wrapping_mul(shift));
+            let sum = if shift == 0 { 0 } else { filter.iter().copied().map(i32::from).sum() };
+            let bias = bias.wrapping_add(shift.wrapping_mul(sum));
             slot.copy_from_slice(&bias.to_ne_bytes());
         }
         conv
@@ -145,6 +166,7 @@ impl QConv3x3 {
         match self.packed {
             Packed::Direct(_) => self.kernels.direct.name,
             Packed::Winograd(_) => self.kernels.winograd.name,
+            Packed::Matrix(_) => self.kernels.matrix.name,
         }
     }
 
@@ -164,6 +186,7 @@ impl QConv3x3 {
         let needed = match &self.packed {
             Packed::Direct(direct) => direct.scratch_len(self, height, width, threads),
             Packed::Winograd(winograd) => winograd.scratch_len(self, height, width, threads),
+            Packed::Matrix(matrix) => matrix.scratch_len(self, height, width, threads),
         };
         needed + LINE
     }
@@ -212,6 +235,7 @@ impl QConv3x3 {
         match &self.packed {
             Packed::Direct(direct) => direct.run(&job, output, scratch),
             Packed::Winograd(winograd) => winograd.run(&job, output, scratch),
+            Packed::Matrix(matrix) => matrix.run(&job, output, scratch),
         }
     }
 
@@ -221,10 +245,6 @@ impl QConv3x3 {
 
     fn out_blocks(&self) -> usize {
         self.out_channels.div_ceil(CHANNEL_BLOCK)
-    }
-
-    fn panels(&self) -> usize {
-        self.out_channels.div_ceil(self.kernels.panel)
     }
 
     /// Biases from output channel `first` on.
@@ -247,6 +267,32 @@ struct Job<'a> {
     height: usize,
     width: usize,
     pool: bool,
+}
+
+/// Pools two rows of one block of channels, one after the other at `rows`, to `to`.
+///
+/// # Safety
+///
+/// `rows` are two rows of `width` pixels of a block, `to` has room for one of half as many.
+unsafe fn pool_rows(rows: *const u8, width: usize, to: *mut u8) {
+    const PAIR: usize = 2 * CHANNEL_BLOCK;
+    let (row, pooled) = (width * CHANNEL_BLOCK, width / 2 * CHANNEL_BLOCK);
+    // SAFETY: the caller's.
+    let (rows, to) = unsafe {
+        (std::slice::from_raw_parts(rows, 2 * row), std::slice::from_raw_parts_mut(to, pooled))
+    };
+    let (upper, lower) = rows.split_at(row);
+    let pairs = upper.as_chunks::<PAIR>().0.iter().zip(lower.as_chunks::<PAIR>().0);
+    for (to, (upper, lower)) in to.as_chunks_mut::<CHANNEL_BLOCK>().0.iter_mut().zip(pairs) {
+        let mut both = *upper;
+        for (both, lower) in both.iter_mut().zip(lower) {
+            *both = (*both).max(*lower);
+        }
+        let (left, right) = both.split_at(CHANNEL_BLOCK);
+        for ((to, left), right) in to.iter_mut().zip(left).zip(right) {
+            *to = (*left).max(*right);
+        }
+    }
 }
 
 /// Bytes for planar `values` (`[channels, pixels]`), in blocks: each over `scale`, rounded to the

@@ -10,7 +10,7 @@
 //! | what | layout |
 //! | --- | --- |
 //! | activations | `[C / 16, H, W, 16]`, see [`crate::layout`]; no border |
-//! | weights, packed once | `[36, panels, C_in, panel]`, a panel being one or two vectors of output channels |
+//! | weights, packed once | `[36, panels, C_in, panel]`, a panel being one to three vectors of output channels |
 //! | transformed inputs | `[36, C_in / 16, tiles, 16]` |
 //! | products | `[36, C_out / 16, tiles, 16]` |
 //!
@@ -28,6 +28,7 @@
 use crate::aligned::{Aligned, from_first_line};
 use crate::isa::Isa;
 use crate::layout::{CHANNEL_BLOCK, blocked_len};
+use crate::panels::{Panels, part};
 use crate::parallel::{Parallel, Parts, share};
 
 mod half;
@@ -110,7 +111,7 @@ pub struct Conv3x3 {
     out_channels: usize,
     in_channels: usize,
     weights: Aligned<f32>,
-    /// `[positions, panels, panel]` if weights are of half the width.
+    /// `[positions, output channels of all panels]` if weights are of half the width.
     weight_scales: Aligned<f32>,
     bias: Aligned<f32>,
 }
@@ -167,7 +168,8 @@ impl Conv3x3 {
             weights.len(),
             bias.len()
         );
-        let mut padded = Aligned::zeroed(out_channels.next_multiple_of(kernels.panel));
+        let panels = Panels::new(out_channels, kernels.vectors);
+        let mut padded = Aligned::zeroed(panels.blocks() * CHANNEL_BLOCK);
         padded.as_mut_slice()[..out_channels].copy_from_slice(bias);
         let mut conv = Conv3x3 {
             kernels,
@@ -204,7 +206,7 @@ impl Conv3x3 {
 
     /// Bytes of the packed weights.
     pub fn packed_bytes(&self) -> usize {
-        self.tile.positions() * self.panels() * self.panel_len() * size_of::<f32>()
+        self.tile.positions() * self.panels().blocks() * self.block_len() * size_of::<f32>()
     }
 
     /// How many elements of scratch memory [`Conv3x3::run`] needs for an input of this
@@ -264,13 +266,13 @@ impl Conv3x3 {
         self.out_channels.div_ceil(CHANNEL_BLOCK)
     }
 
-    fn panels(&self) -> usize {
-        self.out_channels.div_ceil(self.kernels.panel)
+    fn panels(&self) -> Panels {
+        Panels::new(self.out_channels, self.kernels.vectors)
     }
 
-    /// Elements of one panel of packed weights, at one position.
-    fn panel_len(&self) -> usize {
-        self.in_blocks() * self.kernels.elements() * self.kernels.panel
+    /// Elements of packed weights in one block of output channels, at one position.
+    fn block_len(&self) -> usize {
+        self.in_blocks() * self.kernels.elements() * CHANNEL_BLOCK
     }
 
     fn transforms(&self) -> &'static Transforms {
@@ -281,14 +283,15 @@ impl Conv3x3 {
     }
 
     fn pack(&mut self, weights: &[f32]) {
-        let (panel, panels) = (self.kernels.panel, self.panels());
-        let (positions, size) = (self.tile.positions(), self.panel_len());
-        let mut packed = Aligned::zeroed(positions * panels * size);
+        let (panels, block_len) = (self.panels(), self.block_len());
+        let (positions, blocks) = (self.tile.positions(), panels.blocks());
+        let mut packed = Aligned::zeroed(positions * blocks * block_len);
         let mut scales = Aligned::zeroed(0);
-        for number in 0..panels {
-            let first = number * panel;
+        for number in 0..panels.count() {
+            let (first_block, vectors) = (panels.first(number), panels.vectors(number));
+            let (first, panel) = (first_block * CHANNEL_BLOCK, vectors * CHANNEL_BLOCK);
             let count = panel.min(self.out_channels - first);
-            let at = number * size;
+            let size = vectors * block_len;
             let transform = |to: &mut [f32], stride: usize| {
                 let in_channels = self.in_channels;
                 let mut job =
@@ -297,21 +300,24 @@ impl Conv3x3 {
                 unsafe { (self.transforms().weights)(&mut job) }
             };
             let Some(round) = &self.kernels.round else {
-                transform(&mut packed.as_mut_slice()[at..], panels * size);
+                transform(
+                    &mut packed.as_mut_slice()[first_block * block_len..],
+                    blocks * block_len,
+                );
                 continue;
             };
             if number == 0 {
-                scales = Aligned::zeroed(positions * panels * panel);
+                scales = Aligned::zeroed(positions * blocks * CHANNEL_BLOCK);
             }
             let mut single = vec![0.0; positions * 2 * size];
             transform(&mut single, 2 * size);
             for (position, single) in single.chunks_exact(2 * size).enumerate() {
-                let at = position * panels + number;
+                let at = position * blocks + first_block;
                 let mut job = RoundWeights {
                     from: single,
                     panel,
-                    to: &mut packed.as_mut_slice()[at * size..][..size],
-                    scales: &mut scales.as_mut_slice()[at * panel..][..panel],
+                    to: &mut packed.as_mut_slice()[at * block_len..][..size],
+                    scales: &mut scales.as_mut_slice()[at * CHANNEL_BLOCK..][..panel],
                 };
                 // SAFETY: the kernels are for this machine.
                 unsafe { (round.weights)(&mut job) }
@@ -338,8 +344,9 @@ struct Plan {
     tiles: usize,
     /// Tiles that go through all three stages together.
     batch: usize,
-    /// Panels of output channels whose products are held together.
-    chunk: usize,
+    /// Into how many parts the panels of output channels are cut. The products of a part are held
+    /// together.
+    chunks: usize,
     /// Whether all threads share one batch, and divide its panels among them.
     shared: bool,
     /// Tiles that are transformed together, if they are rounded then, because their scales
@@ -374,15 +381,16 @@ impl Plan {
             tiles.div_ceil(batches)
         };
         let panels = conv.panels();
-        let chunk = if shared { panels.div_ceil(threads * 2) } else { 4.min(panels) }.max(1);
+        let chunks =
+            if shared { panels.count().min(threads * 2) } else { panels.count().div_ceil(4) };
         let scales = if conv.kernels.round.is_some() { batch } else { 0 };
         let input_stride = (conv.in_blocks() * batch * elements + scales)
             .next_multiple_of(CHANNEL_BLOCK)
             + CHANNEL_BLOCK;
-        let group = half::GROUP.min(batch);
+        let group = batch.div_ceil(batch.div_ceil(half::GROUP).max(1));
         let single = if conv.kernels.round.is_some() { conv.in_blocks() * group } else { 0 };
         let product_stride =
-            (chunk * conv.kernels.panel * batch).max(single * CHANNEL_BLOCK) + CHANNEL_BLOCK;
+            (panels.most(chunks) * batch).max(single) * CHANNEL_BLOCK + CHANNEL_BLOCK;
         let (inputs, products) = (positions * input_stride, positions * product_stride);
         let scratch =
             if shared { inputs + threads * products } else { threads * (inputs + products) };
@@ -390,7 +398,7 @@ impl Plan {
             tiles_wide,
             tiles,
             batch,
-            chunk,
+            chunks,
             shared,
             group,
             input_stride,
@@ -413,14 +421,14 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn all(&self, parallel: &dyn Parallel, input: &[f32]) {
-        let Plan { tiles, batch, chunk, shared, group, .. } = *self.plan;
+        let Plan { tiles, batch, chunks, shared, group, .. } = *self.plan;
         if tiles == 0 {
             return;
         }
         let (inputs, products) = self.scratch_parts();
         let pixels = self.height * self.width * CHANNEL_BLOCK;
         let input = |block: usize| input[block * pixels..][..pixels].as_ptr();
-        let (in_blocks, chunks) = (self.conv.in_blocks(), self.conv.panels().div_ceil(chunk));
+        let in_blocks = self.conv.in_blocks();
         if shared {
             if let Some(round) = &self.conv.kernels.round {
                 share(parallel, tiles.div_ceil(group), &|worker, item| {
@@ -485,7 +493,7 @@ impl Run<'_> {
                 unsafe { self.transform_input(input(block), block, first, count, at) }
             }
         }
-        for chunk in 0..self.conv.panels().div_ceil(self.plan.chunk) {
+        for chunk in 0..self.plan.chunks {
             // SAFETY: the caller's.
             unsafe { self.multiply(chunk, first, count, at, at + inputs) }
         }
@@ -601,13 +609,13 @@ impl Run<'_> {
         inputs: usize,
         products: usize,
     ) {
-        let Plan { tiles_wide, batch, input_stride, product_stride, .. } = *self.plan;
+        let Plan { tiles_wide, batch, chunks, input_stride, product_stride, .. } = *self.plan;
         let Conv3x3 { kernels, weights, weight_scales, bias, .. } = self.conv;
         let (panels, in_blocks) = (self.conv.panels(), self.conv.in_blocks());
-        let (positions, panel_size) = (self.conv.tile.positions(), self.conv.panel_len());
-        let vectors = kernels.panel / CHANNEL_BLOCK;
-        let first_panel = chunk * self.plan.chunk;
-        let last_panel = (first_panel + self.plan.chunk).min(panels);
+        let (positions, block_len) = (self.conv.tile.positions(), self.conv.block_len());
+        let chunk = part(panels.count(), chunks, chunk);
+        let first_block = panels.first(chunk.start);
+        let place = |position, panel| position * panels.blocks() + panels.first(panel);
         // SAFETY: the caller's.
         let (inputs, products) = unsafe {
             (
@@ -616,22 +624,22 @@ impl Run<'_> {
             )
         };
         for position in 0..positions {
-            for panel in first_panel..last_panel {
-                let block = (panel - first_panel) * vectors;
-                let next = if panel + 1 < last_panel {
-                    position * panels + panel + 1
+            for panel in chunk.clone() {
+                let block = panels.first(panel) - first_block;
+                let next = if panel + 1 < chunk.end {
+                    place(position, panel + 1)
                 } else if position + 1 < positions {
-                    (position + 1) * panels + first_panel
+                    place(position + 1, chunk.start)
                 } else {
-                    last_panel % panels
+                    place(0, chunk.end % panels.count())
                 };
-                let (here, inputs) =
-                    (position * panels + panel, inputs.wrapping_add(position * input_stride));
+                let here = place(position, panel);
+                let inputs = inputs.wrapping_add(position * input_stride);
                 let job = product::Product {
-                    ahead: weights.as_ptr().wrapping_add(next * panel_size),
+                    ahead: weights.as_ptr().wrapping_add(next * block_len),
                     ahead_step: 0,
-                    weights: weights.as_ptr().wrapping_add(here * panel_size),
-                    weight_scales: weight_scales.as_ptr().wrapping_add(here * kernels.panel),
+                    weights: weights.as_ptr().wrapping_add(here * block_len),
+                    weight_scales: weight_scales.as_ptr().wrapping_add(here * CHANNEL_BLOCK),
                     inputs,
                     input_scales: inputs.wrapping_add(self.scales()),
                     in_blocks,
@@ -642,17 +650,16 @@ impl Run<'_> {
                 };
                 // SAFETY: one panel of the packed weights; inputs and products of one
                 // position, for `count <= batch` tiles.
-                unsafe { kernels.multiply(&job, count) }
+                unsafe { kernels.multiply(&job, panels.vectors(panel), count) }
             }
         }
         let (height, width) = (self.height, self.width);
         let pixels = if self.fuse.pool { (height / 2) * (width / 2) } else { height * width };
-        let blocks = first_panel * vectors..(last_panel * vectors).min(self.conv.out_blocks());
-        for block in blocks {
+        for block in first_block..panels.first(chunk.end).min(self.conv.out_blocks()) {
             // SAFETY: the caller's.
             let to =
                 unsafe { self.output.at(block * pixels * CHANNEL_BLOCK, pixels * CHANNEL_BLOCK) };
-            let held = block - first_panel * vectors;
+            let held = block - first_block;
             let job = Output {
                 from: products.wrapping_add(held * batch * CHANNEL_BLOCK),
                 stride: product_stride,

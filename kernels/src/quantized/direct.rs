@@ -7,10 +7,11 @@
 //! | inputs, copied with a border | `[groups, H + 2, W + 2, group]` |
 
 use super::instances::Kernels;
-use super::{Job, Parameters, QConv3x3};
+use super::{Job, Parameters, QConv3x3, pool_rows};
 use crate::aligned::{Aligned, LINE, from_first_line};
 use crate::integer::{Dot, Sums};
 use crate::layout::CHANNEL_BLOCK;
+use crate::panels::Panels;
 use crate::parallel::{Parts, share};
 use crate::vector::LANES;
 
@@ -31,10 +32,11 @@ pub(super) struct DirectKernels {
     pub(super) speed: usize,
     /// Bytes of a weight, and of an input.
     pub(super) element: usize,
-    pub(super) pack: fn(&Parameters<'_>, usize, &mut [u8]),
+    pub(super) pack: fn(&Parameters<'_>, Panels, &mut [u8]),
     pub(super) border: unsafe fn(&Border),
-    /// For one pixel, two pixels and so on.
-    pub(super) pixels: &'static [unsafe fn(&Pixels)],
+    /// For a panel of [`Kernels::vectors`] blocks, and of one more if there are two: for one pixel, two
+    /// pixels and so on.
+    pub(super) pixels: &'static [&'static [unsafe fn(&Pixels)]],
 }
 
 impl DirectKernels {
@@ -42,9 +44,9 @@ impl DirectKernels {
     ///
     /// # Safety
     ///
-    /// The layouts of [`Pixels`] with `width` pixels.
-    unsafe fn row(&self, job: &Pixels, width: usize) {
-        let parts = width.div_ceil(self.pixels.len());
+    /// The layouts of [`Pixels`] with `width` pixels; `pixels` are those of its panel.
+    unsafe fn row(&self, pixels: &[unsafe fn(&Pixels)], job: &Pixels, width: usize) {
+        let parts = width.div_ceil(pixels.len());
         for part in 0..parts {
             let (first, end) = (width * part / parts, width * (part + 1) / parts);
             let from = job.from.wrapping_add(first * self.group * self.element);
@@ -54,19 +56,19 @@ impl DirectKernels {
             }
             // SAFETY: the caller's, for a part of the row; these kernels are only handed
             // out where their instructions are.
-            unsafe { self.pixels[end - first - 1](&job) }
+            unsafe { pixels[end - first - 1](&job) }
         }
     }
 }
 
 impl Direct {
-    pub(super) fn new(kernels: &Kernels, parameters: &Parameters<'_>) -> Direct {
-        let Parameters { out_channels, in_channels, zero, .. } = *parameters;
-        let (direct, panel) = (&kernels.direct, kernels.panel);
+    pub(super) fn new(kernels: &Kernels, panels: Panels, parameters: &Parameters<'_>) -> Direct {
+        let Parameters { in_channels, zero, .. } = *parameters;
+        let direct = &kernels.direct;
         let taps = in_channels.next_multiple_of(direct.group) * 9;
-        let length = out_channels.next_multiple_of(panel) * taps * direct.element;
+        let length = panels.blocks() * CHANNEL_BLOCK * taps * direct.element;
         let mut weights = Aligned::zeroed_bytes(length);
-        (direct.pack)(parameters, panel, weights.as_mut_slice());
+        (direct.pack)(parameters, panels, weights.as_mut_slice());
         Direct { weights, zero }
     }
 
@@ -110,9 +112,9 @@ impl Direct {
             unsafe { (direct.border)(&border) }
         });
         let rows = if pool { height / 2 } else { height };
-        let bands = (4 * parallel.threads()).div_ceil(conv.panels()).clamp(1, rows);
+        let bands = (4 * parallel.threads()).div_ceil(conv.panels.count()).clamp(1, rows);
         let (output, bordered) = (Parts::new(output), self.bordered_len(conv, height, width));
-        share(parallel, conv.panels() * bands, &|worker, item| {
+        share(parallel, conv.panels.count() * bands, &|worker, item| {
             let (panel, band) = (item / bands, item % bands);
             for y in rows * band / bands..rows * (band + 1) / bands {
                 // SAFETY: inputs are only read now; each worker has its own rows, and each item
@@ -125,7 +127,7 @@ impl Direct {
                         self.pooled_row(job, panel, y, inputs, held, output);
                     } else {
                         self.row(job, panel, y, inputs, &|vector| {
-                            let at = (panel * vectors(conv) + vector) * height + y;
+                            let at = (conv.panels.first(panel) + vector) * height + y;
                             output.at(at * width * CHANNEL_BLOCK, width * CHANNEL_BLOCK)
                         });
                     }
@@ -161,20 +163,11 @@ impl Direct {
         }
         let pooled = width / 2 * CHANNEL_BLOCK;
         for vector in 0..blocks_of(conv, panel) {
-            let at = (panel * vectors(conv) + vector) * (height / 2) + y;
+            let at = (conv.panels.first(panel) + vector) * (height / 2) + y;
             // SAFETY: two rows were just written, and the caller's.
-            let (rows, to) = unsafe {
+            unsafe {
                 let to = output.at(at * pooled, pooled);
-                let rows = std::slice::from_raw_parts(held.add(2 * vector * row), 2 * row);
-                (rows, std::slice::from_raw_parts_mut(to, pooled))
-            };
-            let (upper, lower) = rows.split_at(row);
-            let pairs = upper.chunks_exact(2 * LANES).zip(lower.chunks_exact(2 * LANES));
-            for (to, (upper, lower)) in to.chunks_exact_mut(LANES).zip(pairs) {
-                for (lane, to) in to.iter_mut().enumerate() {
-                    let upper = upper[lane].max(upper[lane + LANES]);
-                    *to = upper.max(lower[lane].max(lower[lane + LANES]));
-                }
+                pool_rows(held.add(2 * vector * row), width, to);
             }
         }
     }
@@ -197,59 +190,61 @@ impl Direct {
         let direct = &conv.kernels.direct;
         let (groups, pixel) =
             (conv.in_channels.div_ceil(direct.group), direct.group * direct.element);
-        let panel_len = groups * 9 * conv.kernels.panel * pixel;
-        let first = panel * conv.kernels.panel;
+        let block_len = groups * 9 * CHANNEL_BLOCK * pixel;
+        let (first, vectors) = (conv.panels.first(panel), conv.panels.vectors(panel));
+        let panel_len = vectors * block_len;
+        let ahead = conv.panels.first((panel + job.parallel.threads()) % conv.panels.count());
         let mut pixels = Pixels {
-            weights: self.weights.as_ptr().wrapping_add(panel * panel_len),
-            bias: conv.bias(first),
-            scales: conv.scales(first),
+            weights: self.weights.as_ptr().wrapping_add(first * block_len),
+            bias: conv.bias(first * CHANNEL_BLOCK),
+            scales: conv.scales(first * CHANNEL_BLOCK),
             from: inputs.wrapping_add(y * (width + 2) * pixel),
             taps: groups * 9,
-            ahead: self.weights.as_ptr().wrapping_add(
-                (panel + job.parallel.threads()) % conv.panels() * panel_len
-                    + panel_len * y / height,
-            ),
+            ahead: self.weights.as_ptr().wrapping_add(ahead * block_len + panel_len * y / height),
             ahead_step: panel_len / (groups * 9 * height).max(1),
             next_row: width * direct.group,
             next_group: (height * (width + 2) - 2) * direct.group,
-            to: [std::ptr::null_mut(); 2],
+            to: [std::ptr::null_mut(); 3],
         };
         for (vector, place) in pixels.to.iter_mut().enumerate().take(blocks_of(conv, panel)) {
             *place = to(vector);
         }
         // SAFETY: three rows of `width + 2` pixels of each group follow `from`; each `to` has
         // room for `width` pixels.
-        unsafe { direct.row(&pixels, width) }
+        unsafe { direct.row(direct.pixels[vectors - conv.kernels.vectors], &pixels, width) }
     }
-}
-
-/// Vectors of a panel.
-fn vectors(conv: &QConv3x3) -> usize {
-    conv.kernels.panel / CHANNEL_BLOCK
 }
 
 /// Blocks of output channels in panel number `panel`.
 fn blocks_of(conv: &QConv3x3, panel: usize) -> usize {
-    vectors(conv).min(conv.out_blocks() - panel * vectors(conv))
+    conv.panels.vectors(panel).min(conv.out_blocks() - conv.panels.first(panel))
 }
 
-/// Bytes of two rows of a panel.
+/// Bytes of two rows of the largest panel.
 fn rows_len(conv: &QConv3x3, width: usize) -> usize {
-    (2 * width * conv.kernels.panel).next_multiple_of(LINE)
+    (2 * width * conv.panels.most(conv.panels.count()) * CHANNEL_BLOCK).next_multiple_of(LINE)
 }
 
 /// Packs the weights of all panels.
-pub(super) fn pack<D: Dot>(parameters: &Parameters<'_>, panel: usize, to: &mut [u8]) {
-    let groups = parameters.in_channels.div_ceil(D::GROUP);
+pub(super) fn pack<D: Dot>(parameters: &Parameters<'_>, panels: Panels, to: &mut [u8]) {
+    let Parameters { out_channels, in_channels, weights, .. } = *parameters;
+    let groups = in_channels.div_ceil(D::GROUP);
     let to = to.as_mut_ptr().cast::<D::Weight>();
-    for (index, &weight) in parameters.weights.iter().enumerate() {
-        let (tap, i) = (index % 9, index / 9 % parameters.in_channels);
-        let o = index / 9 / parameters.in_channels;
-        let step = (o / panel * groups + i / D::GROUP) * 9 + tap;
-        let at = (step * panel + o % panel) * D::GROUP + i % D::GROUP;
-        // SAFETY: `to` starts at a cache line and has room for as many channels in whole panels
-        // and groups.
-        unsafe { to.add(at).write(D::weight(i16::from(weight))) };
+    for number in 0..panels.count() {
+        let (first, panel) = (panels.first(number) * LANES, panels.vectors(number) * LANES);
+        for o in first..(first + panel).min(out_channels) {
+            let filter = &weights[o * in_channels * 9..][..in_channels * 9];
+            for (i, kernel) in filter.chunks_exact(9).enumerate() {
+                let step = first * groups * 9 + i / D::GROUP * 9 * panel + o - first;
+                let at = step * D::GROUP + i % D::GROUP;
+                for (tap, &weight) in kernel.iter().enumerate() {
+                    let to = to.wrapping_add(at + tap * panel * D::GROUP);
+                    // SAFETY: `to` starts at a cache line and has room for as many channels in
+                    // whole panels and groups.
+                    unsafe { to.write(D::weight(i16::from(weight))) };
+                }
+            }
+        }
     }
 }
 
@@ -324,7 +319,7 @@ pub(super) struct Pixels {
     next_row: usize,
     next_group: usize,
     /// The first pixel of each block of the panel, null where no block is left.
-    to: [*mut u8; 2],
+    to: [*mut u8; 3],
 }
 
 /// `T` pixels of a panel of `P` vectors.

@@ -124,7 +124,7 @@ fn check(case: Case) {
     let expected = block(out_channels, pixels_out.max(1), &expected, 0);
     let input = block(in_channels, pixels, &input, 0xaa);
     for isa in Isa::all() {
-        for algorithm in [Algorithm::Direct, Algorithm::Winograd] {
+        for algorithm in [Algorithm::Direct, Algorithm::Winograd, Algorithm::Matrix] {
             if algorithm == Algorithm::Winograd && zero != 0 {
                 continue;
             }

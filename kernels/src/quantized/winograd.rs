@@ -19,6 +19,7 @@ use super::{Job, Parameters, QConv3x3};
 use crate::aligned::{Aligned, LINE, from_first_line};
 use crate::integer::{Dot, Sums};
 use crate::layout::CHANNEL_BLOCK;
+use crate::panels::{Panels, part};
 use crate::parallel::{Parts, share};
 use crate::vector::LANES;
 
@@ -33,21 +34,24 @@ pub(super) struct Winograd {
 /// The kernels of one instruction set.
 pub(super) struct WinogradKernels {
     pub(super) name: &'static str,
-    pub(super) pack: unsafe fn(&Parameters<'_>, usize, &mut [u8]),
+    pub(super) pack: unsafe fn(&Parameters<'_>, Panels, &mut [u8]),
     pub(super) input: unsafe fn(&Input),
-    /// For one tile, two tiles and so on.
-    pub(super) product: &'static [unsafe fn(&Product)],
+    /// For a panel of [`Kernels::vectors`] blocks, and of one more if there are two: for one tile, two
+    /// tiles and so on.
+    pub(super) product: &'static [&'static [unsafe fn(&Product)]],
     pub(super) output: unsafe fn(&Output),
 }
 
 impl WinogradKernels {
-    /// A panel times `count` tiles, in as few and as equal parts as possible.
+    /// A panel of `panel` channels times `count` tiles by `product`, in as few and as equal parts as
+    /// possible.
     ///
     /// # Safety
     ///
-    /// The layouts of [`Product`] with at least `count` tiles.
-    unsafe fn multiply(&self, job: &Product, panel: usize, count: usize) {
-        let parts = count.div_ceil(self.product.len());
+    /// The layouts of [`Product`] with at least `count` tiles; these kernels are for its panel.
+    #[inline(always)]
+    unsafe fn multiply(product: &[unsafe fn(&Product)], job: &Product, panel: usize, count: usize) {
+        let parts = count.div_ceil(product.len());
         let size = job.in_blocks * CHANNEL_BLOCK * panel;
         for part in 0..parts {
             let (first, end) = (count * part / parts, count * (part + 1) / parts);
@@ -60,24 +64,23 @@ impl WinogradKernels {
             };
             // SAFETY: the caller's, for a part of the tiles; these kernels are only handed
             // out where their instructions are.
-            unsafe { self.product[end - first - 1](&job) }
+            unsafe { product[end - first - 1](&job) }
         }
     }
 }
 
 impl Winograd {
-    pub(super) fn new(kernels: &Kernels, parameters: &Parameters<'_>) -> Winograd {
-        let Parameters { out_channels, in_channels, zero, .. } = *parameters;
+    pub(super) fn new(kernels: &Kernels, panels: Panels, parameters: &Parameters<'_>) -> Winograd {
+        let Parameters { in_channels, zero, .. } = *parameters;
         assert!(
             zero == 0 && in_channels <= MOST_CHANNELS,
             "QConv3x3: {in_channels} input channels of which byte {zero} is 0, where Winograd's \
              algorithm takes at most {MOST_CHANNELS} and byte 0"
         );
-        let panels = out_channels.div_ceil(kernels.panel);
-        let elements = POSITIONS * panels * panel_len(in_channels, kernels.panel);
+        let elements = POSITIONS * panels.blocks() * block_len(in_channels);
         let mut weights = Aligned::zeroed_bytes(elements * size_of::<i16>());
         // SAFETY: the kernels are for this machine.
-        unsafe { (kernels.winograd.pack)(parameters, kernels.panel, weights.as_mut_slice()) };
+        unsafe { (kernels.winograd.pack)(parameters, panels, weights.as_mut_slice()) };
         Winograd { weights }
     }
 
@@ -99,9 +102,9 @@ impl Winograd {
     }
 }
 
-/// Elements of one panel of packed weights, at one position.
-fn panel_len(in_channels: usize, panel: usize) -> usize {
-    in_channels.next_multiple_of(CHANNEL_BLOCK) * panel
+/// Elements of packed weights in one block of output channels, at one position.
+fn block_len(in_channels: usize) -> usize {
+    in_channels.next_multiple_of(CHANNEL_BLOCK) * CHANNEL_BLOCK
 }
 
 /// Transformed input that should stay in a core's own cache, in bytes.
@@ -120,8 +123,9 @@ struct Plan {
     tiles: usize,
     /// Tiles that go through all three stages together.
     batch: usize,
-    /// Panels of output channels whose products are held together.
-    chunk: usize,
+    /// Into how many parts the panels of output channels are cut. The products of a part are held
+    /// together.
+    chunks: usize,
     /// Whether all threads share one batch, and divide its panels among them.
     shared: bool,
     /// Elements from one position to the next of the transformed input, and of the products: a
@@ -141,10 +145,10 @@ impl Plan {
     }
 
     fn with(conv: &QConv3x3, height: usize, width: usize, threads: usize, shared: bool) -> Plan {
-        let (threads, panel) = (threads.max(1), conv.kernels.panel);
+        let (threads, panels) = (threads.max(1), conv.panels);
         let (tiles_high, tiles_wide) = (height.div_ceil(SIDE), width.div_ceil(SIDE));
         let tiles = tiles_high * tiles_wide;
-        let group = conv.kernels.winograd.product.len();
+        let group = conv.kernels.winograd.product[0].len();
         let batch = if shared {
             tiles
         } else {
@@ -153,12 +157,12 @@ impl Plan {
             let batches = tiles.div_ceil(most).next_multiple_of(threads);
             tiles.div_ceil(batches)
         };
-        let panels = conv.panels();
-        let one = POSITIONS * panel * batch * size_of::<i32>();
-        let fitting = (CACHED_PRODUCTS / one.max(1)).clamp(1, panels.max(1));
-        let chunk = if shared { fitting.min(panels.div_ceil(threads * 2)) } else { fitting };
+        let one = POSITIONS * conv.kernels.vectors * CHANNEL_BLOCK * batch * size_of::<i32>();
+        let fitting = (CACHED_PRODUCTS / one.max(1)).max(1);
+        let chunks = panels.count().div_ceil(fitting);
+        let chunks = if shared { chunks.max(threads * 2).min(panels.count()) } else { chunks };
         let input_stride = conv.in_blocks() * batch * CHANNEL_BLOCK + LINE / size_of::<i16>();
-        let product_stride = chunk * panel * batch + LINE / size_of::<i32>();
+        let product_stride = panels.most(chunks) * CHANNEL_BLOCK * batch + LINE / size_of::<i32>();
         let inputs = (POSITIONS * input_stride * size_of::<i16>()).next_multiple_of(LINE);
         let products = POSITIONS * product_stride * size_of::<i32>();
         let scratch =
@@ -167,7 +171,7 @@ impl Plan {
             tiles_wide,
             tiles,
             batch,
-            chunk,
+            chunks,
             shared,
             input_stride,
             product_stride,
@@ -189,9 +193,9 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn all(&self) {
-        let Plan { tiles, batch, chunk, shared, inputs, products, .. } = *self.plan;
+        let Plan { tiles, batch, chunks, shared, inputs, products, .. } = *self.plan;
         let Job { conv, parallel, .. } = *self.job;
-        let (in_blocks, chunks) = (conv.in_blocks(), conv.panels().div_ceil(chunk));
+        let in_blocks = conv.in_blocks();
         if shared {
             share(parallel, in_blocks, &|_, block| {
                 // SAFETY: each block is one item; the products begin after all inputs.
@@ -259,14 +263,14 @@ impl Run<'_> {
         inputs: usize,
         products: usize,
     ) {
-        let Plan { tiles_wide, batch, input_stride, product_stride, .. } = *self.plan;
+        let Plan { tiles_wide, batch, chunks, input_stride, product_stride, .. } = *self.plan;
         let Job { conv, height, width, pool, .. } = *self.job;
-        let (panels, in_blocks, panel) = (conv.panels(), conv.in_blocks(), conv.kernels.panel);
+        let (panels, in_blocks) = (conv.panels, conv.in_blocks());
         let weights = self.winograd.weights.as_ptr().cast::<i16>();
-        let panel_size = panel_len(conv.in_channels, panel);
-        let vectors = panel / CHANNEL_BLOCK;
-        let first_panel = chunk * self.plan.chunk;
-        let last_panel = (first_panel + self.plan.chunk).min(panels);
+        let block_len = block_len(conv.in_channels);
+        let chunk = part(panels.count(), chunks, chunk);
+        let first_block = panels.first(chunk.start);
+        let place = |position, panel| position * panels.blocks() + panels.first(panel);
         // SAFETY: the caller's.
         let (inputs, products) = unsafe {
             let inputs = self.scratch.at(inputs, self.plan.inputs).cast_const();
@@ -274,19 +278,19 @@ impl Run<'_> {
             (inputs.cast::<i16>(), products.cast::<i32>())
         };
         for position in 0..POSITIONS {
-            for number in first_panel..last_panel {
-                let block = (number - first_panel) * vectors;
-                let next = if number + 1 < last_panel {
-                    position * panels + number + 1
+            for panel in chunk.clone() {
+                let block = panels.first(panel) - first_block;
+                let next = if panel + 1 < chunk.end {
+                    place(position, panel + 1)
                 } else if position + 1 < POSITIONS {
-                    (position + 1) * panels + first_panel
+                    place(position + 1, chunk.start)
                 } else {
-                    last_panel % panels
+                    place(0, chunk.end % panels.count())
                 };
                 let job = Product {
-                    ahead: weights.wrapping_add(next * panel_size),
+                    ahead: weights.wrapping_add(next * block_len),
                     ahead_step: 0,
-                    weights: weights.wrapping_add((position * panels + number) * panel_size),
+                    weights: weights.wrapping_add(place(position, panel) * block_len),
                     inputs: inputs.wrapping_add(position * input_stride),
                     in_blocks,
                     stride: batch * CHANNEL_BLOCK,
@@ -295,12 +299,16 @@ impl Run<'_> {
                 };
                 // SAFETY: one panel of the packed weights; inputs and products of one position,
                 // for `count <= batch` tiles.
-                unsafe { conv.kernels.winograd.multiply(&job, panel, count) }
+                unsafe {
+                    let vectors = panels.vectors(panel);
+                    let product = conv.kernels.winograd.product[vectors - conv.kernels.vectors];
+                    WinogradKernels::multiply(product, &job, vectors * CHANNEL_BLOCK, count);
+                }
             }
         }
         let pixels = if pool { (height / 2) * (width / 2) } else { height * width };
-        for block in first_panel * vectors..(last_panel * vectors).min(conv.out_blocks()) {
-            let held = block - first_panel * vectors;
+        for block in first_block..panels.first(chunk.end).min(conv.out_blocks()) {
+            let held = block - first_block;
             let job = Output {
                 from: products.wrapping_add(held * batch * CHANNEL_BLOCK),
                 stride: product_stride,
@@ -392,11 +400,13 @@ where
 /// Packs the transformed weights of all panels.
 #[expect(clippy::needless_range_loop, reason = "lanes are the second index")]
 #[inline(always)]
-pub(super) fn pack<D: Dot>(parameters: &Parameters<'_>, panel: usize, to: &mut [u8]) {
+pub(super) fn pack<D: Dot>(parameters: &Parameters<'_>, panels: Panels, to: &mut [u8]) {
     let Parameters { out_channels, in_channels, weights, .. } = *parameters;
-    let (panels, panel_len) = (out_channels.div_ceil(panel), panel_len(in_channels, panel));
+    let block_len = block_len(in_channels);
     let to = to.as_mut_ptr().cast::<i16>();
     for first in (0..out_channels).step_by(LANES) {
+        let number = panels.of(first / LANES);
+        let (begin, panel) = (panels.first(number), panels.vectors(number) * LANES);
         for i in 0..in_channels {
             let mut taps = [[0i16; LANES]; 9];
             for lane in 0..LANES.min(out_channels - first) {
@@ -405,10 +415,10 @@ pub(super) fn pack<D: Dot>(parameters: &Parameters<'_>, panel: usize, to: &mut [
                     taps[tap][lane] = i16::from(weight);
                 }
             }
-            let step = first / panel * panel_len + i / D::GROUP * panel * D::GROUP;
-            let at = step + first % panel * D::GROUP + i % D::GROUP;
+            let step = begin * block_len + i / D::GROUP * panel * D::GROUP;
+            let at = step + (first - begin * LANES) * D::GROUP + i % D::GROUP;
             for (position, lanes) in super::transform::weights(&taps).iter().enumerate() {
-                let to = to.wrapping_add(position * panels * panel_len + at);
+                let to = to.wrapping_add(position * panels.blocks() * block_len + at);
                 for (lane, &value) in lanes.iter().enumerate() {
                     // SAFETY: `to` starts at a cache line and has room for whole panels and
                     // blocks of channels at each position.

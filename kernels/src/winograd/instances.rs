@@ -18,12 +18,13 @@ use crate::vector::{avx2::Avx2, avx512::Avx512};
 /// The stages of one instruction set.
 pub(super) struct Kernels {
     pub(super) name: &'static str,
-    /// Output channels of a panel.
-    pub(super) panel: usize,
+    /// Blocks of output channels of a panel.
+    pub(super) vectors: usize,
     /// What rounds transformed weights and inputs to pairs, if they are.
     pub(super) round: Option<Round>,
-    /// For one tile, two tiles and so on.
-    product: &'static [unsafe fn(&Product)],
+    /// For a panel of `vectors` blocks, and of one more if there are two: for one tile, two tiles and
+    /// so on.
+    product: &'static [&'static [unsafe fn(&Product)]],
     /// Of F(2x2, 3x3).
     pub(super) two: Transforms,
     /// Of F(4x4, 3x3).
@@ -51,17 +52,19 @@ impl Kernels {
 
     /// Tiles that one product takes at most.
     pub(super) fn tiles(&self) -> usize {
-        self.product.len()
+        self.product[0].len()
     }
 
-    /// A panel times `count` tiles, in as few and as equal parts as possible.
+    /// A panel of `vectors` blocks times `count` tiles, in as few and as equal parts as possible.
     ///
     /// # Safety
     ///
     /// The layouts of [`Product`] with at least `count` tiles.
-    pub(super) unsafe fn multiply(&self, job: &Product, count: usize) {
-        let parts = count.div_ceil(self.tiles());
-        let (size, ahead_step) = (job.in_blocks * self.elements() * self.panel, self.panel / parts);
+    #[inline(always)]
+    pub(super) unsafe fn multiply(&self, job: &Product, vectors: usize, count: usize) {
+        let (product, panel) = (self.product[vectors - self.vectors], vectors * CHANNEL_BLOCK);
+        let parts = count.div_ceil(product.len());
+        let (size, ahead_step) = (job.in_blocks * self.elements() * panel, panel / parts);
         for part in 0..parts {
             let (first, end) = (count * part / parts, count * (part + 1) / parts);
             let job = Product {
@@ -74,7 +77,7 @@ impl Kernels {
             };
             // SAFETY: the caller's, for a part of the tiles; these kernels are only
             // handed out where their instructions are.
-            unsafe { self.product[end - first - 1](&job) }
+            unsafe { product[end - first - 1](&job) }
         }
     }
 }
@@ -89,7 +92,7 @@ pub(super) fn of(isa: Isa, precision: Precision) -> &'static Kernels {
         #[cfg(target_arch = "x86_64")]
         (Precision::Half, Kind::Avx2) => &avx2_half::KERNELS,
         #[cfg(target_arch = "x86_64")]
-        (Precision::Half, Kind::Vnni) => &avx512_half::KERNELS,
+        (Precision::Half, Kind::Vnni | Kind::Amx) => &avx512_half::KERNELS,
         #[cfg(target_arch = "aarch64")]
         (Precision::Half, Kind::NeonHalf) => &neon_half::KERNELS,
         (Precision::Half, _) => &plain_half::KERNELS,
@@ -103,7 +106,7 @@ fn single(kind: Kind) -> &'static Kernels {
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => &avx2::KERNELS,
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 | Kind::Vnni => &avx512::KERNELS,
+        Kind::Avx512 | Kind::Vnni | Kind::Amx => &avx512::KERNELS,
         #[cfg(target_arch = "aarch64")]
         Kind::Neon | Kind::NeonDot | Kind::NeonHalf => &neon::KERNELS,
         #[cfg(target_arch = "arm")]
@@ -112,15 +115,15 @@ fn single(kind: Kind) -> &'static Kernels {
 }
 
 macro_rules! instance {
-    ($module:ident, $vector:ty, $panel:literal, $tiles:tt, $name:literal $(, $features:literal)?) => {
+    ($module:ident, $vector:ty, [$($panel:literal: $tiles:tt),+], $name:literal $(, $features:literal)?) => {
         mod $module {
             use super::*;
 
             pub(super) static KERNELS: Kernels = Kernels {
                 name: $name,
-                panel: $panel * CHANNEL_BLOCK,
+                vectors: instance!(@first $($panel)+),
                 round: None,
-                product: &instance!(@tiles $tiles),
+                product: &[$(&instance!(@tiles $panel $tiles)),+],
                 two: transforms::<4>(),
                 four: transforms::<6>(),
             };
@@ -128,21 +131,22 @@ macro_rules! instance {
             instance!(@transforms $vector $(, $features)?);
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn multiply<const T: usize>(job: &Product) {
+            unsafe fn multiply<const P: usize, const T: usize>(job: &Product) {
                 // SAFETY: this function has the features; the layouts are the caller's.
-                unsafe { product::<$vector, $panel, T>(job) }
+                unsafe { product::<$vector, P, T>(job) }
             }
         }
     };
-    (half $number:ty, $module:ident, $vector:ty, $panel:literal, $tiles:tt, $name:literal $(, $features:literal)?) => {
+    (half $number:ty, $module:ident, $vector:ty, [$($panel:literal: $tiles:tt),+], $name:literal
+     $(, $features:literal)?) => {
         mod $module {
             use super::*;
 
             pub(super) static KERNELS: Kernels = Kernels {
                 name: $name,
-                panel: $panel * CHANNEL_BLOCK,
+                vectors: instance!(@first $($panel)+),
                 round: Some(Round { weights: round_all_weights, inputs: round_all_inputs }),
-                product: &instance!(@tiles $tiles),
+                product: &[$(&instance!(@tiles $panel $tiles)),+],
                 two: transforms::<4>(),
                 four: transforms::<6>(),
             };
@@ -161,9 +165,9 @@ macro_rules! instance {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn multiply<const T: usize>(job: &Product) {
+            unsafe fn multiply<const P: usize, const T: usize>(job: &Product) {
                 // SAFETY: this function has the features; the layouts are the caller's.
-                unsafe { half::product::<$vector, $number, $panel, T>(job) }
+                unsafe { half::product::<$vector, $number, P, T>(job) }
             }
         }
     };
@@ -193,23 +197,23 @@ macro_rules! instance {
             unsafe { output::<$vector, S>(job) }
         }
     };
-    (@tiles [$($tiles:literal)*]) => { [$(multiply::<$tiles>),*] };
+    (@first $first:literal $($other:literal)*) => { $first };
+    (@tiles $panel:literal [$($tiles:literal)*]) => { [$(multiply::<$panel, $tiles>),*] };
 }
 
-instance!(plain, Plain, 1, [1 2 3 4], "plain_winograd_f32_16x4");
+instance!(plain, Plain, [1: [1 2 3 4]], "plain_winograd_f32_16x4");
 #[cfg(target_arch = "x86_64")]
-instance!(avx2, Avx2, 1, [1 2 3 4 5 6], "avx2_winograd_f32_16x6", "avx2,fma");
+instance!(avx2, Avx2, [1: [1 2 3 4 5 6]], "avx2_winograd_f32_16x6", "avx2,fma");
 #[cfg(target_arch = "x86_64")]
 instance!(
     avx512,
     Avx512,
-    2,
-    [1 2 3 4 5 6 7 8 9 10 11 12 13 14],
+    [2: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], 3: [1 2 3 4 5 6 7 8 9]],
     "avx512_winograd_f32_32x14",
     "avx512f,avx512bw,avx512dq,avx512vl"
 );
 #[cfg(target_arch = "aarch64")]
-instance!(neon, Neon, 1, [1 2 3 4 5], "neon_winograd_f32_16x5", "neon");
+instance!(neon, Neon, [1: [1 2 3 4 5]], "neon_winograd_f32_16x5", "neon");
 
 /// Products in assembly between the transforms of plain Rust.
 #[cfg(target_arch = "arm")]
@@ -219,24 +223,23 @@ mod neon32 {
 
     pub(super) static KERNELS: Kernels = Kernels {
         name: "neon32_winograd_f32_16x3",
-        panel: CHANNEL_BLOCK,
+        vectors: 1,
         round: None,
-        product: &[multiply::<1>, multiply::<2>, multiply::<3>],
+        product: &[&[multiply::<1>, multiply::<2>, multiply::<3>]],
         two: plain::transforms::<4>(),
         four: plain::transforms::<6>(),
     };
 }
 
-instance!(half Int16, plain_half, Plain, 1, [1 2 3 4], "plain_winograd_i16_16x4");
+instance!(half Int16, plain_half, Plain, [1: [1 2 3 4]], "plain_winograd_i16_16x4");
 #[cfg(target_arch = "x86_64")]
-instance!(half Int16, avx2_half, Avx2, 1, [1 2 3 4 5 6], "avx2_winograd_i16_16x6", "avx2,fma");
+instance!(half Int16, avx2_half, Avx2, [1: [1 2 3 4 5 6]], "avx2_winograd_i16_16x6", "avx2,fma");
 #[cfg(target_arch = "x86_64")]
 instance!(
     half Int16,
     avx512_half,
     Avx512,
-    2,
-    [1 2 3 4 5 6 7 8 9 10 11 12 13],
+    [2: [1 2 3 4 5 6 7 8 9 10 11 12 13], 3: [1 2 3 4 5 6 7 8 9]],
     "avx512_winograd_i16_32x13",
     "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
 );
@@ -245,10 +248,9 @@ instance!(
     half Float16,
     neon_half,
     Neon,
-    1,
-    [1 2 3 4 5 6 7 8],
+    [1: [1 2 3 4 5 6 7 8]],
     "neonhalf_winograd_f16_16x8",
     "neon,fp16"
 );
 #[cfg(test)]
-instance!(half Float16, plain_float16, Plain, 1, [1 2 3 4], "plain_winograd_f16_16x4");
+instance!(half Float16, plain_float16, Plain, [1: [1 2 3 4]], "plain_winograd_f16_16x4");

@@ -1,0 +1,196 @@
+//! Products in the tile registers of AMX, in assembly: its intrinsics are not stable. A register holds
+//! sixteen rows of 64 bytes: sixteen pixels, or the weights of sixteen output channels by fours, or the
+//! sums of both. Knows what `matrix` knows.
+
+use std::arch::asm;
+
+use super::matrix::{BLOCK, GROUP, Product};
+use crate::vector::LANES;
+
+/// What `ldtilecfg` reads: every register has sixteen rows of 64 bytes.
+#[repr(C, align(64))]
+struct Shapes {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+static SHAPES: Shapes = Shapes {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+/// Shapes this thread's tile registers.
+///
+/// # Safety
+///
+/// AMX, and Linux's permission to use it, see [`crate::isa`].
+pub(super) unsafe fn begin() {
+    // SAFETY: the caller's. The compiler does not use tile registers.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const SHAPES, options(nostack, readonly)) }
+}
+
+/// Gives this thread's tile registers back, so that nothing is kept of them while it waits.
+///
+/// # Safety
+///
+/// As [`begin`] has it.
+pub(super) unsafe fn end() {
+    // SAFETY: the caller's.
+    unsafe { asm!("tilerelease", options(nostack, nomem)) }
+}
+
+/// One tap of two tiles by two blocks, of which `x` is the place in its row.
+macro_rules! two_tiles_by_two {
+    ($x:literal) => {
+        concat!(
+            "tileloadd tmm4, [{inputs} + 1 * {row} + ",
+            $x,
+            " * 64]\n",
+            "tileloadd tmm6, [{weights} + 1 * {row} + ",
+            $x,
+            " * 2048]\n",
+            "tileloadd tmm7, [{weights} + 1 * {row} + ",
+            $x,
+            " * 2048 + 1024]\n",
+            "tileloadd tmm5, [{inputs} + 1 * {row} + ",
+            $x,
+            " * 64 + 1024]\n",
+            "tdpbusd tmm0, tmm4, tmm6\n",
+            "tdpbusd tmm1, tmm4, tmm7\n",
+            "tdpbusd tmm2, tmm5, tmm6\n",
+            "tdpbusd tmm3, tmm5, tmm7\n",
+        )
+    };
+}
+
+/// One tap of one tile by two blocks.
+macro_rules! tile_by_two {
+    ($x:literal) => {
+        concat!(
+            "tileloadd tmm4, [{inputs} + 1 * {row} + ",
+            $x,
+            " * 64]\n",
+            "tileloadd tmm6, [{weights} + 1 * {row} + ",
+            $x,
+            " * 2048]\n",
+            "tileloadd tmm7, [{weights} + 1 * {row} + ",
+            $x,
+            " * 2048 + 1024]\n",
+            "tdpbusd tmm0, tmm4, tmm6\n",
+            "tdpbusd tmm1, tmm4, tmm7\n",
+        )
+    };
+}
+
+/// One tap of one tile by three blocks.
+macro_rules! tile_by_three {
+    ($x:literal) => {
+        concat!(
+            "tileloadd tmm4, [{inputs} + 1 * {row} + ",
+            $x,
+            " * 64]\n",
+            "tileloadd tmm5, [{weights} + 1 * {row} + ",
+            $x,
+            " * 3072]\n",
+            "tileloadd tmm6, [{weights} + 1 * {row} + ",
+            $x,
+            " * 3072 + 1024]\n",
+            "tileloadd tmm7, [{weights} + 1 * {row} + ",
+            $x,
+            " * 3072 + 2048]\n",
+            "tdpbusd tmm0, tmm4, tmm5\n",
+            "tdpbusd tmm1, tmm4, tmm6\n",
+            "tdpbusd tmm2, tmm4, tmm7\n",
+        )
+    };
+}
+
+/// A product of some tiles by a panel: how many blocks that has, what is done for a tap, and what
+/// before all taps and after them.
+macro_rules! product {
+    ($name:ident, $panel:literal, $tap:ident, [$($zero:literal)*], [$($store:literal)*]) => {
+        /// Tiles by a panel, as the name says.
+        ///
+        /// # Safety
+        ///
+        /// As [`begin`] has it, which this thread has called; the layouts of [`Product`], with at
+        /// least one group.
+        pub(super) unsafe fn $name(job: &Product) {
+            // SAFETY: the caller's; the sums and the registers named are written.
+            unsafe {
+                asm!(
+                    $($zero,)*
+                    "2:",
+                    "mov {rows:e}, 3",
+                    "3:",
+                    $tap!(0),
+                    $tap!(1),
+                    $tap!(2),
+                    "add {inputs}, {next_row}",
+                    "add {weights}, {row_of_weights}",
+                    "dec {rows:e}",
+                    "jnz 3b",
+                    "add {inputs}, {next_group}",
+                    "dec {groups}",
+                    "jnz 2b",
+                    $($store,)*
+                    inputs = inout(reg) job.inputs => _,
+                    weights = inout(reg) job.weights => _,
+                    groups = inout(reg) job.groups => _,
+                    rows = out(reg) _,
+                    row = in(reg) GROUP,
+                    next_row = in(reg) job.next_row,
+                    next_group = in(reg) job.next_group - 3 * job.next_row,
+                    to = in(reg) job.to,
+                    to_row = in(reg) $panel * LANES * size_of::<i32>(),
+                    row_of_weights = const 3 * $panel * BLOCK,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                )
+            }
+        }
+    };
+}
+
+product!(
+    one_by_two,
+    2,
+    tile_by_two,
+    ["tilezero tmm0" "tilezero tmm1"],
+    [
+        "tilestored [{to} + 1 * {to_row}], tmm0"
+        "tilestored [{to} + 1 * {to_row} + 64], tmm1"
+    ]
+);
+
+product!(
+    two_by_two,
+    2,
+    two_tiles_by_two,
+    ["tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3"],
+    [
+        "tilestored [{to} + 1 * {to_row}], tmm0"
+        "tilestored [{to} + 1 * {to_row} + 64], tmm1"
+        "tilestored [{to} + 1 * {to_row} + 2048], tmm2"
+        "tilestored [{to} + 1 * {to_row} + 2048 + 64], tmm3"
+    ]
+);
+
+product!(
+    one_by_three,
+    3,
+    tile_by_three,
+    ["tilezero tmm0" "tilezero tmm1" "tilezero tmm2"],
+    [
+        "tilestored [{to} + 1 * {to_row}], tmm0"
+        "tilestored [{to} + 1 * {to_row} + 64], tmm1"
+        "tilestored [{to} + 1 * {to_row} + 128], tmm2"
+    ]
+);
