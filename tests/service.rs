@@ -300,9 +300,13 @@ fn the_units_differ_only_in_whose_they_are() {
 
 #[test]
 fn a_file_with_a_fault_fails_the_reload_before_the_daemon_reads_it() {
-    let text = fs::read_to_string(&units()[0]).unwrap();
+    let text = fs::read_to_string(&units()[0]).unwrap().replace("\\\n", "");
     let reload: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("ExecReload=")).collect();
     let [check, hangup] = reload[..] else { panic!("{reload:?}") };
+    let (as_the_daemon, check) = check.split_once(" /usr/bin/vggd ").expect(check);
+    for part in ["nsenter --target $MAINPID --mount", "setpriv --reuid vggd --regid vggd"] {
+        assert!(as_the_daemon.contains(part), "{as_the_daemon}");
+    }
     assert!(hangup.contains("kill -HUP"), "{hangup}");
     let (folder, _) = configured("");
     let file = folder.path().join("reload.toml");
@@ -315,8 +319,7 @@ fn a_file_with_a_fault_fails_the_reload_before_the_daemon_reads_it() {
         );
         fs::write(&file, text).unwrap();
         let words = check.replace("/etc/vggd/vggd.toml", file.to_str().unwrap());
-        let words: Vec<_> = words.split(' ').skip(1).collect();
-        let status = vggd().args(words).output().unwrap().status;
+        let status = vggd().args(words.split(' ')).output().unwrap().status;
         assert_eq!(status.code(), Some(code));
     }
     assert!(text.contains("\nRestartPreventExitStatus=78\n"));
