@@ -24,8 +24,8 @@ use vggd::source::{Handoff, Source};
 const EXPOSURE: &str = "15";
 
 /// What a unit for one of several has in place of the state directory of the only one.
-const OWN_FOLDERS: &str = "StateDirectory=vggd/%i vggd/%i/incoming\n\
-    StateDirectoryMode=2775\n";
+const OWN_FOLDERS: &str = "StateDirectory=vggd/%i\n\
+    ExecStartPre=+/usr/bin/install -d -o vggd -g vggd -m 2775 /var/lib/vggd/%i/incoming\n";
 
 /// How often a daemon under test is to feed its watchdog, at least.
 const WATCHDOG: Duration = Duration::from_millis(600);
