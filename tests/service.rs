@@ -240,7 +240,7 @@ fn units() -> [PathBuf; 2] {
 /// The units with this build in place of the installed one, if systemd is here to look at them.
 fn analysed() -> Option<(tempfile::TempDir, Vec<PathBuf>)> {
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
-        witness::not_run("systemd-analyze is not installed");
+        witness::missing("systemd-analyze is not installed");
         return None;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -257,17 +257,46 @@ fn analysed() -> Option<(tempfile::TempDir, Vec<PathBuf>)> {
     Some((folder, copies))
 }
 
+/// What systemd finds wrong with a unit and its drop-ins.
+fn faults(unit: &Path) -> String {
+    let mut command = Command::new("systemd-analyze");
+    let verify = command.args(["verify", "--man=no"]).arg(unit).output().unwrap();
+    let said = String::from_utf8_lossy(&verify.stderr).into_owned();
+    let name = unit.file_name().unwrap().to_str().unwrap();
+    let ours: String = said.lines().filter(|line| line.contains(name)).collect();
+    assert!(verify.status.success() || !ours.is_empty(), "{said}");
+    ours
+}
+
 #[test]
 fn the_units_have_no_fault_that_systemd_finds() {
     let Some((_folder, units)) = analysed() else { return };
     for unit in units {
-        let verify =
-            Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output();
-        let verify = verify.unwrap();
-        let said = String::from_utf8_lossy(&verify.stderr).into_owned();
-        let name = unit.file_name().unwrap().to_str().unwrap();
-        let ours: Vec<_> = said.lines().filter(|line| line.contains(name)).collect();
-        assert!(verify.status.success() && ours.is_empty(), "{said}");
+        assert_eq!(faults(&unit), "");
+    }
+}
+
+#[test]
+fn the_drop_ins_have_no_fault_that_systemd_finds() {
+    let Some((folder, units)) = analysed() else { return };
+    let drop_ins = folder.path().join("vggd.service.d");
+    fs::create_dir(&drop_ins).unwrap();
+    let faults_with = |text: &str| {
+        fs::write(drop_ins.join("it.conf"), text).unwrap();
+        faults(&units[0])
+    };
+    // What a systemd does not know, it names.
+    let knows_steps = faults_with("[Service]\nRestartSteps=6\n").is_empty();
+    assert!(faults_with("[Service]\nRestartStep=6\n").contains("RestartStep"));
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/examples");
+    for example in fs::read_dir(examples).unwrap() {
+        let path = example.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        if text.starts_with("# From systemd 254 on") && !knows_steps {
+            witness::not_run(&format!("{} is for a newer systemd", path.display()));
+            continue;
+        }
+        assert_eq!(faults_with(&text), "", "{}", path.display());
     }
 }
 
