@@ -17,6 +17,9 @@ use crate::pulse::{BEAT, Pulse};
 use crate::source::{Frame, Handoff, Picture, Source};
 use crate::stats::Stats;
 
+/// Broken pictures of a live source are told of this often at the most.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
 /// Decides when the next frame may pass: not during a pause, nor sooner than the pace allows.
 #[derive(Debug)]
 pub struct Gate {
@@ -255,7 +258,6 @@ impl Classifier {
                 return Ok(());
             }
         };
-        last.broken = false;
         if self.is_known(&decoded, last) && !snapshot {
             self.stats().skip();
             self.keeper.let_go(&frame, None);
@@ -330,13 +332,20 @@ impl Classifier {
         known
     }
 
-    /// A photo is put aside, and told of. Of a live source only the first broken picture is told.
+    /// A photo is put aside, and told of. Of a live source's broken pictures one is told now and then.
     fn reject(&self, frame: Frame, reason: String, last: &mut Last) {
         self.stats().reject();
         let Some(file) = frame.file.as_ref().map(|file| file.name.clone()) else {
-            if !std::mem::replace(&mut last.broken, true) {
-                tracing::warn!(source = self.source, error = reason, "a frame is broken");
-                (self.failed)(Failure::new("frame", None, reason));
+            last.broken += 1;
+            if last.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+                last.told = Some(Instant::now());
+                let frames = std::mem::take(&mut last.broken);
+                tracing::warn!(source = self.source, frames, error = reason, "a frame is broken");
+                let before = match frames {
+                    1 => String::new(),
+                    _ => format!(" (and {} frames before it)", frames - 1),
+                };
+                (self.failed)(Failure::new("frame", None, reason + &before));
             }
             return;
         };
@@ -351,8 +360,10 @@ impl Classifier {
 struct Last {
     /// The last frame that was classified, for comparison.
     thumb: Option<Thumb>,
-    /// Whether the last frame could not be decoded.
-    broken: bool,
+    /// Frames that could not be classified and were not told of.
+    broken: u64,
+    /// When such a frame was told of.
+    told: Option<Instant>,
 }
 
 #[cfg(test)]
