@@ -232,13 +232,19 @@ impl Classifier {
                 }
             };
             if let Some(snapshot) = snapshot {
-                self.classify(frame, snapshot, &mut last)?;
+                self.classify(frame, snapshot, &mut last, pulse)?;
             }
         }
         Ok(())
     }
 
-    fn classify(&self, mut frame: Frame, snapshot: bool, last: &mut Last) -> Result<()> {
+    fn classify(
+        &self,
+        mut frame: Frame,
+        snapshot: bool,
+        last: &mut Last,
+        pulse: &Pulse,
+    ) -> Result<()> {
         if self.keeper.outbox.knows(&frame.id) == Some(Kind::Prediction) {
             tracing::debug!(id = frame.id, "was classified before the last stop");
             self.keeper.let_go(&frame, None);
@@ -265,7 +271,8 @@ impl Classifier {
         }
         // What a photo waited for in its folder is not held against it.
         let age = if file.is_some() { Duration::ZERO } else { wait };
-        let chosen = self.pipeline.classify(&decoded, |spent| self.lineup.choose(age + spent));
+        let choose = |spent| self.lineup.choose(age + spent, pulse);
+        let chosen = self.pipeline.classify(&decoded, choose);
         let (answer, chosen) = match chosen {
             Ok(chosen) => chosen,
             Err(error @ ClassifyError::Model(_)) => {
