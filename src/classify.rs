@@ -17,6 +17,9 @@ use crate::pulse::{BEAT, Pulse};
 use crate::source::{Frame, Handoff, Picture, Source};
 use crate::stats::Stats;
 
+/// Broken pictures of a live source are told of this often at the most.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
 /// Decides when the next frame may pass: not during a pause, nor sooner than the pace allows.
 #[derive(Debug)]
 pub struct Gate {
@@ -229,13 +232,19 @@ impl Classifier {
                 }
             };
             if let Some(snapshot) = snapshot {
-                self.classify(frame, snapshot, &mut last)?;
+                self.classify(frame, snapshot, &mut last, pulse)?;
             }
         }
         Ok(())
     }
 
-    fn classify(&self, mut frame: Frame, snapshot: bool, last: &mut Last) -> Result<()> {
+    fn classify(
+        &self,
+        mut frame: Frame,
+        snapshot: bool,
+        last: &mut Last,
+        pulse: &Pulse,
+    ) -> Result<()> {
         if self.keeper.outbox.knows(&frame.id) == Some(Kind::Prediction) {
             tracing::debug!(id = frame.id, "was classified before the last stop");
             self.keeper.let_go(&frame, None);
@@ -255,7 +264,6 @@ impl Classifier {
                 return Ok(());
             }
         };
-        last.broken = false;
         if self.is_known(&decoded, last) && !snapshot {
             self.stats().skip();
             self.keeper.let_go(&frame, None);
@@ -263,7 +271,8 @@ impl Classifier {
         }
         // What a photo waited for in its folder is not held against it.
         let age = if file.is_some() { Duration::ZERO } else { wait };
-        let chosen = self.pipeline.classify(&decoded, |spent| self.lineup.choose(age + spent));
+        let choose = |spent| self.lineup.choose(age + spent, pulse);
+        let chosen = self.pipeline.classify(&decoded, choose);
         let (answer, chosen) = match chosen {
             Ok(chosen) => chosen,
             Err(error @ ClassifyError::Model(_)) => {
@@ -330,13 +339,20 @@ impl Classifier {
         known
     }
 
-    /// A photo is put aside, and told of. Of a live source only the first broken picture is told.
+    /// A photo is put aside, and told of. Of a live source's broken pictures one is told now and then.
     fn reject(&self, frame: Frame, reason: String, last: &mut Last) {
         self.stats().reject();
         let Some(file) = frame.file.as_ref().map(|file| file.name.clone()) else {
-            if !std::mem::replace(&mut last.broken, true) {
-                tracing::warn!(source = self.source, error = reason, "a frame is broken");
-                (self.failed)(Failure::new("frame", None, reason));
+            last.broken += 1;
+            if last.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+                last.told = Some(Instant::now());
+                let frames = std::mem::take(&mut last.broken);
+                tracing::warn!(source = self.source, frames, error = reason, "a frame is broken");
+                let before = match frames {
+                    1 => String::new(),
+                    _ => format!(" (and {} frames before it)", frames - 1),
+                };
+                (self.failed)(Failure::new("frame", None, reason + &before));
             }
             return;
         };
@@ -351,8 +367,10 @@ impl Classifier {
 struct Last {
     /// The last frame that was classified, for comparison.
     thumb: Option<Thumb>,
-    /// Whether the last frame could not be decoded.
-    broken: bool,
+    /// Frames that could not be classified and were not told of.
+    broken: u64,
+    /// When such a frame was told of.
+    told: Option<Instant>,
 }
 
 #[cfg(test)]

@@ -220,7 +220,10 @@ pub(crate) fn check(config: &Config, json: bool) -> Result<()> {
     verified.map_err(|error| config.wrong("model.set", path, error))?;
     daemon::configured_source(config)?;
     connection::check(config)?;
-    web::check(config)?;
+    let stored_token = web::stored_token(config);
+    if stored_token.is_none() {
+        web::check(config)?;
+    }
     let source = &config.source;
     let frames = match source.kind {
         SourceKind::Directory => format!("photos from {}", source.directory.display()),
@@ -242,6 +245,9 @@ pub(crate) fn check(config: &Config, json: bool) -> Result<()> {
     println!("    to {}:{}, topic {}", config.mqtt.host, config.mqtt.port, config.mqtt.topic());
     if let Some(address) = config.web.listen() {
         println!("    the page will be at http://{address}/");
+    }
+    if let Some(path) = stored_token {
+        println!("    the service will ask for the token in {}", path.display());
     }
     Ok(())
 }

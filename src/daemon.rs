@@ -411,6 +411,7 @@ impl Daemon {
         let overview = self.overview.clone();
         let period = self.config.mqtt.stats();
         let mut next = tokio::time::Instant::now() + period.unwrap_or_default();
+        let mut held_back = None;
         let (look, mut started) = (tokio::time::Instant::now() + DEBOUNCE, false);
         loop {
             let mut answer = None;
@@ -424,9 +425,13 @@ impl Daemon {
                     next += period.unwrap_or_default();
                     let stats = overview.message();
                     overview.board.thermal(&stats.thermal);
-                    if let Some(throttled) = stats.thermal.throttled.filter(|now| now.any()) {
-                        tracing::warn!(?throttled, "the board is held back");
+                    let throttled = stats.thermal.throttled.filter(|now| now.any());
+                    match throttled {
+                        now if now == held_back => {}
+                        Some(throttled) => tracing::warn!(?throttled, "the board is held back"),
+                        None => tracing::info!("the board is not held back any more"),
                     }
+                    held_back = throttled;
                     // Without a broker there is nobody to tell.
                     notices.try_send(Notice::json("stats", &stats)).ok();
                     continue;

@@ -12,6 +12,7 @@ use crate::event::duration;
 use crate::manifest::{ModelSet, SetError, Variant};
 use crate::model::{Engine, Model, ModelError};
 use crate::profile::Cost;
+use crate::pulse::{BEAT, Pulse};
 use crate::select::{Choice, Profile, Selector};
 
 /// A variant that `auto` has not chosen for this long is dropped from memory.
@@ -170,8 +171,8 @@ impl Lineup {
     }
 
     /// The model for a frame that has taken `spent` so far. Waits only if nothing is in memory, and
-    /// then for the variant that is being loaded.
-    pub fn choose(&self, spent: Duration) -> Chosen {
+    /// then for the variant that is being loaded, beating `pulse` meanwhile.
+    pub fn choose(&self, spent: Duration, pulse: &Pulse) -> Chosen {
         let mut inner = self.lock();
         loop {
             if let Some(index) = inner.pick(spent) {
@@ -183,7 +184,9 @@ impl Lineup {
                 return Chosen { model, budget: inner.budget, index };
             }
             self.changed.notify_all();
-            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            pulse.beat();
+            let woken = self.changed.wait_timeout(inner, BEAT);
+            inner = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -340,8 +343,6 @@ impl Lineup {
             let woken = self.changed.wait_timeout(inner, IDLE / 10);
             inner = woken.unwrap_or_else(PoisonError::into_inner).0;
             self.drop_idle(&mut inner);
-            // What could not be loaded may be asked for again.
-            self.changed.notify_all();
         }
     }
 

@@ -33,6 +33,14 @@ pub fn start(level: &str) {
     }
 }
 
+/// Says why the program ends, as an error in the journal or a line on stderr, whether or not logging was
+/// started.
+pub fn fatal(error: &str) {
+    let Some(journal) = journal() else { return eprintln!("vggd: {error}") };
+    let registry = tracing_subscriber::registry().with(journal);
+    tracing::subscriber::with_default(registry, || tracing::error!(error, "cannot go on"));
+}
+
 fn journal() -> Option<Journal> {
     let stream = std::env::var("JOURNAL_STREAM").ok()?;
     let stdout = io::stdout().as_fd().try_clone_to_owned().ok()?;

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use vggd::config::{self, Config, ConfigError};
 use vggd::daemon;
+use vggd::logging;
 use vggd::manifest::SetError;
 use vggd::measure::Job;
 
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("vggd: {error:#}");
+            logging::fatal(&format!("{error:#}"));
             match error.downcast_ref() {
                 Some(SetError::UnknownVariant { .. }) => ExitCode::from(EXIT_ARGUMENTS),
                 _ if error.is::<ConfigError>() => ExitCode::from(EXIT_CONFIG),

@@ -4,12 +4,22 @@ use std::env;
 use std::fs;
 use std::io;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::config::{Config, ConfigError};
 
 /// Where systemd puts credentials.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+/// Where systemd finds those of the packaged service, by names that begin so.
+const STORE: &str = "/etc/credstore/vggd.";
+
+/// Where the service will find `credential`, as far as whoever asks may see; nothing if systemd has started
+/// this program, and so knows.
+pub fn stored(credential: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(format!("{STORE}{credential}"));
+    (env::var_os(CREDENTIALS).is_none() && path.exists()).then_some(path)
+}
 
 /// The secret in `file`, the value of `key`; if that is empty, in systemd's `credential`. Nothing if there
 /// is neither. So many `bytes` it must have.

@@ -12,6 +12,7 @@ mod page;
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,6 +41,7 @@ use crate::event::{self, milliseconds};
 use crate::overview::Overview;
 use crate::pipeline::Pipeline;
 use crate::preprocess;
+use crate::secret;
 use crate::service::STUCK_AFTER;
 use crate::source::Picture;
 
@@ -80,6 +82,12 @@ pub fn check(config: &Config) -> Result<(), ConfigError> {
         Some(address) => Guard::new(config, address).map(drop),
         None => Ok(()),
     }
+}
+
+/// The token that the service will ask for, where [`check`] cannot know it: the file that systemd hands over.
+pub fn stored_token(config: &Config) -> Option<PathBuf> {
+    let unknown = config.web.listen().is_some() && config.web.token_file.as_os_str().is_empty();
+    unknown.then(|| secret::stored(guard::CREDENTIAL)).flatten()
 }
 
 /// Serves the page, if it is not off, until it is dropped. What is ordered goes to `orders`.

@@ -2,16 +2,18 @@
 
 mod common;
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{evaluated, until};
+use common::{beats, evaluated, until};
 use vggd::config::Config;
 use vggd::control::Chooser;
 use vggd::lineup::Lineup;
 use vggd::manifest::ModelSet;
 use vggd::model::{Engine, Model};
 use vggd::profile::Cost;
+use vggd::pulse::Pulse;
 
 /// A lineup that begins with the first variant of the set at `path`, whose variants cost what `costs`
 /// says: milliseconds, and MiB while it runs and while it is loaded.
@@ -31,7 +33,7 @@ fn lineup(path: &Path, limit: Option<u64>, costs: [(f64, u64, u64); 3]) -> Lineu
 
 /// What classifies a frame that has taken `spent` milliseconds before.
 fn chosen(lineup: &Lineup, spent: u64) -> String {
-    lineup.choose(Duration::from_millis(spent)).model.name.clone()
+    lineup.choose(Duration::from_millis(spent), &Pulse::default()).model.name.clone()
 }
 
 /// Does `check` while a thread loads what is wanted.
@@ -104,4 +106,25 @@ fn a_variant_makes_room_for_another_one_when_both_do_not_fit() {
     });
     // The other one had to go, and nobody brings it back now: frames go on with what is there.
     assert_eq!(chosen(&lineup, 0), "scaled");
+}
+
+#[test]
+fn a_frame_that_waits_for_a_variant_beats() {
+    let (_folder, path) = evaluated();
+    let costs = [(50.0, 100, 120), (40.0, 80, 90), (20.0, 60, 70)];
+    let lineup = lineup(&path, Some(150), costs);
+    for graph in ["quantized.onnx", "scaled.onnx"] {
+        fs::remove_file(path.join(graph)).unwrap();
+    }
+    loading(&lineup, || {
+        // The one that is there has to go, for one that cannot be loaded, nor the third.
+        assert_eq!(chosen(&lineup, 75), "baseline");
+        until("nothing is in memory", || lineup.outlook().variants.iter().all(|it| !it.loaded));
+        let pulse = Pulse::default();
+        std::thread::scope(|scope| {
+            scope.spawn(|| lineup.choose(Duration::from_millis(75), &pulse));
+            beats("the frame", &pulse);
+            lineup.fix("baseline").unwrap();
+        });
+    });
 }

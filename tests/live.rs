@@ -98,6 +98,29 @@ fn a_stream_that_ends_is_told_and_started_again() {
 }
 
 #[test]
+fn a_stream_with_a_broken_picture_now_and_then_is_told_of_once() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let command = "while cat 0.jpg; do sleep 0.02; cat broken.jpg; sleep 0.02; done";
+    let mut daemon = streaming(&broker, command, "");
+    let mut broken = jpeg(0);
+    let frame = broken.windows(2).position(|marker| marker == [0xff, 0xc0]).unwrap();
+    // Bits of a sample: no such picture has four.
+    broken[frame + 4] = 4;
+    fs::write(daemon.incoming().join("broken.jpg"), broken).unwrap();
+    daemon.configure_mqtt("stats_s = 1\n");
+    daemon.start();
+    assert_eq!(witness.next("error").json()["kind"], "frame");
+    let mut rejected = 0;
+    until("more were broken", || {
+        rejected += witness.next("stats").json()["rejected"].as_u64().unwrap();
+        rejected > 3
+    });
+    assert!(witness.rest("error").is_empty());
+    assert_eq!(daemon.log().matches("a frame is broken").count(), 1);
+}
+
+#[test]
 fn frames_that_hardly_differ_are_passed_over() {
     let broker = Broker::running();
     let witness = broker.subscribe();

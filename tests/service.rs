@@ -7,15 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{Broker, Daemon, jpeg, models, vggd, witness};
+use common::{Broker, Daemon, beats, jpeg, models, vggd, witness};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, mpsc, watch};
 use vggd::config::Config;
 use vggd::outbox::Outbox;
 use vggd::publish::{Channels, Health, Publisher, Retained};
-use vggd::pulse::{BEAT, Pulse};
 use vggd::source::directory::Directory;
 use vggd::source::stream::Stream;
 use vggd::source::{Handoff, Source};
@@ -24,8 +23,8 @@ use vggd::source::{Handoff, Source};
 const EXPOSURE: &str = "15";
 
 /// What a unit for one of several has in place of the state directory of the only one.
-const OWN_FOLDERS: &str = "StateDirectory=vggd/%i vggd/%i/incoming\n\
-    StateDirectoryMode=2775\n";
+const OWN_FOLDERS: &str = "StateDirectory=vggd/%i\n\
+    ExecStartPre=+/usr/bin/install -d -o vggd -g vggd -m 2775 /var/lib/vggd/%i/incoming\n";
 
 /// How often a daemon under test is to feed its watchdog, at least.
 const WATCHDOG: Duration = Duration::from_millis(600);
@@ -124,15 +123,6 @@ fn nothing_feeds_a_watchdog_that_is_not_there() {
     let heard = daemon.notified_within(Duration::from_secs(3));
     let fed = heard.iter().filter(|heard| heard.contains("WATCHDOG=1")).count();
     assert!(fed == 0 && !heard.is_empty(), "{heard:?}");
-}
-
-/// Looks for longer than two beats whether `pulse` beats.
-fn beats(what: &str, pulse: &Pulse) {
-    let end = Instant::now() + 3 * BEAT;
-    while Instant::now() < end {
-        assert!(pulse.age() < 2 * BEAT, "{what} does not beat");
-        thread::sleep(BEAT / 20);
-    }
 }
 
 /// A configuration in a folder of its own.
@@ -240,7 +230,7 @@ fn units() -> [PathBuf; 2] {
 /// The units with this build in place of the installed one, if systemd is here to look at them.
 fn analysed() -> Option<(tempfile::TempDir, Vec<PathBuf>)> {
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
-        witness::not_run("systemd-analyze is not installed");
+        witness::missing("systemd-analyze is not installed");
         return None;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -257,17 +247,46 @@ fn analysed() -> Option<(tempfile::TempDir, Vec<PathBuf>)> {
     Some((folder, copies))
 }
 
+/// What systemd finds wrong with a unit and its drop-ins.
+fn faults(unit: &Path) -> String {
+    let mut command = Command::new("systemd-analyze");
+    let verify = command.args(["verify", "--man=no"]).arg(unit).output().unwrap();
+    let said = String::from_utf8_lossy(&verify.stderr).into_owned();
+    let name = unit.file_name().unwrap().to_str().unwrap();
+    let ours: String = said.lines().filter(|line| line.contains(name)).collect();
+    assert!(verify.status.success() || !ours.is_empty(), "{said}");
+    ours
+}
+
 #[test]
 fn the_units_have_no_fault_that_systemd_finds() {
     let Some((_folder, units)) = analysed() else { return };
     for unit in units {
-        let verify =
-            Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output();
-        let verify = verify.unwrap();
-        let said = String::from_utf8_lossy(&verify.stderr).into_owned();
-        let name = unit.file_name().unwrap().to_str().unwrap();
-        let ours: Vec<_> = said.lines().filter(|line| line.contains(name)).collect();
-        assert!(verify.status.success() && ours.is_empty(), "{said}");
+        assert_eq!(faults(&unit), "");
+    }
+}
+
+#[test]
+fn the_drop_ins_have_no_fault_that_systemd_finds() {
+    let Some((folder, units)) = analysed() else { return };
+    let drop_ins = folder.path().join("vggd.service.d");
+    fs::create_dir(&drop_ins).unwrap();
+    let faults_with = |text: &str| {
+        fs::write(drop_ins.join("it.conf"), text).unwrap();
+        faults(&units[0])
+    };
+    // What a systemd does not know, it names.
+    let knows_steps = faults_with("[Service]\nRestartSteps=6\n").is_empty();
+    assert!(faults_with("[Service]\nRestartStep=6\n").contains("RestartStep"));
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/examples");
+    for example in fs::read_dir(examples).unwrap() {
+        let path = example.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        if text.starts_with("# From systemd 254 on") && !knows_steps {
+            witness::not_run(&format!("{} is for a newer systemd", path.display()));
+            continue;
+        }
+        assert_eq!(faults_with(&text), "", "{}", path.display());
     }
 }
 
@@ -300,9 +319,13 @@ fn the_units_differ_only_in_whose_they_are() {
 
 #[test]
 fn a_file_with_a_fault_fails_the_reload_before_the_daemon_reads_it() {
-    let text = fs::read_to_string(&units()[0]).unwrap();
+    let text = fs::read_to_string(&units()[0]).unwrap().replace("\\\n", "");
     let reload: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("ExecReload=")).collect();
     let [check, hangup] = reload[..] else { panic!("{reload:?}") };
+    let (as_the_daemon, check) = check.split_once(" /usr/bin/vggd ").expect(check);
+    for part in ["nsenter --target $MAINPID --mount", "setpriv --reuid vggd --regid vggd"] {
+        assert!(as_the_daemon.contains(part), "{as_the_daemon}");
+    }
     assert!(hangup.contains("kill -HUP"), "{hangup}");
     let (folder, _) = configured("");
     let file = folder.path().join("reload.toml");
@@ -315,8 +338,7 @@ fn a_file_with_a_fault_fails_the_reload_before_the_daemon_reads_it() {
         );
         fs::write(&file, text).unwrap();
         let words = check.replace("/etc/vggd/vggd.toml", file.to_str().unwrap());
-        let words: Vec<_> = words.split(' ').skip(1).collect();
-        let status = vggd().args(words).output().unwrap().status;
+        let status = vggd().args(words.split(' ')).output().unwrap().status;
         assert_eq!(status.code(), Some(code));
     }
     assert!(text.contains("\nRestartPreventExitStatus=78\n"));

@@ -18,6 +18,9 @@ use super::Refusal;
 use crate::config::{Config, ConfigError};
 use crate::secret;
 
+/// What systemd calls the token.
+pub(super) const CREDENTIAL: &str = "web-token";
+
 /// How long a token may be, and how short: nobody should guess it.
 const LENGTHS: std::ops::RangeInclusive<usize> = 16..=1024;
 
@@ -37,10 +40,11 @@ impl Guard {
     /// [`ConfigError`] when the token cannot be read, or is needed and not there.
     pub(super) fn new(config: &Config, address: SocketAddr) -> Result<Self, ConfigError> {
         let file = &config.web.token_file;
-        let token = secret::read(config, "web.token_file", file, "web-token", LENGTHS)?;
+        let token = secret::read(config, "web.token_file", file, CREDENTIAL, LENGTHS)?;
         if token.is_none() && !address.ip().is_loopback() {
-            let problem = "other machines reach this address: give a web.token_file, or listen on \
-                           127.0.0.1";
+            let problem = "other machines reach this address: give a web.token_file, or to the \
+                           service /etc/credstore/vggd.web-token, which only root sees, or listen \
+                           on 127.0.0.1";
             return Err(config.wrong("web.listen", address, problem));
         }
         Ok(Self { token })

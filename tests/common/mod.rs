@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
+use vggd::pulse::{BEAT, Pulse};
 
 /// No step of a test takes this long unless it hangs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -527,6 +528,15 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(Instant::now() < deadline, "in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Looks for longer than two beats whether `pulse` beats.
+pub fn beats(what: &str, pulse: &Pulse) {
+    let end = Instant::now() + 3 * BEAT;
+    while Instant::now() < end {
+        assert!(pulse.age() < 2 * BEAT, "{what} does not beat");
+        std::thread::sleep(BEAT / 20);
     }
 }
 

@@ -4,8 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A Python that can import `modules`: VGGD_PYTHON, or python3. Without one the test does not run,
-/// and says so; with VGGD_REQUIRE_WITNESS=1 it fails.
+/// A Python that can import `modules`: VGGD_PYTHON, or python3. Without one it is [`missing`].
 pub fn python(modules: &str) -> Option<PathBuf> {
     let python = PathBuf::from(std::env::var_os("VGGD_PYTHON").unwrap_or("python3".into()));
     let reason = match Command::new(&python).args(["-c", &format!("import {modules}")]).output() {
@@ -17,10 +16,14 @@ pub fn python(modules: &str) -> Option<PathBuf> {
         Err(error) => error.to_string(),
     };
     let python = python.display();
-    let message = format!("{python} must import {modules}, see VGGD_PYTHON: {reason}");
-    assert_ne!(std::env::var("VGGD_REQUIRE_WITNESS").as_deref(), Ok("1"), "{message}");
-    not_run(&message);
+    missing(&format!("{python} must import {modules}, see VGGD_PYTHON: {reason}"));
     None
+}
+
+/// A test does not run for want of a program, and says so; with VGGD_REQUIRE_WITNESS=1 it fails.
+pub fn missing(reason: &str) {
+    assert_ne!(std::env::var("VGGD_REQUIRE_WITNESS").as_deref(), Ok("1"), "{reason}");
+    not_run(reason);
 }
 
 /// The folder of the full-size reference model and its photos: VGGD_REFERENCE, or
