@@ -5,14 +5,14 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{anyhow, ensure};
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Query, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::{Refusal, Web};
 use crate::compare::{Comparing, Step, Taken, compare};
-use crate::event::{self, Card};
+use crate::event;
 use crate::overview::Overview;
 use crate::pipeline::{ClassifyError, Pipeline};
 use crate::source::Picture;
@@ -47,15 +47,6 @@ pub(super) struct Wanted {
 
 fn three() -> u32 {
     3
-}
-
-/// A card, and what the set says of its variant.
-#[derive(Serialize)]
-struct Described<'a> {
-    #[serde(flatten)]
-    card: &'a Card,
-    description: &'a str,
-    input: usize,
 }
 
 /// Runs every variant and streams what they say.
@@ -162,16 +153,10 @@ fn stream(overview: Arc<Overview>, turn: Taken, picture: Picture, runs: u32) -> 
             let told = match step {
                 Step::Next(name) => tell(&json!({"next": name})),
                 Step::LeftOut(left_out) => tell(&json!({"left_out": left_out})),
-                Step::Card(card) => {
-                    let variant = set.variant(&card.variant)?;
-                    let (description, input) = (&variant.description, variant.side());
-                    tell(&json!({"card": Described { card: &card, description, input }}))
-                }
+                Step::Card(card) => tell(&json!({"card": card})),
+                Step::Ran(_) => return Ok(ensure!(!steps.is_closed(), "nobody reads any more")),
             };
-            if told.is_err() {
-                bail!("nobody reads any more");
-            }
-            Ok(())
+            told.map_err(|_| anyhow!("nobody reads any more"))
         });
         // Before the last line, after which the next comparison may be asked for.
         drop(turn);
