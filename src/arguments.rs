@@ -28,7 +28,14 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Watch the configured folder and publish a prediction for each photo
+    /// Classify what comes from the configured source and publish a prediction for each frame
+    #[command(after_help = "\
+It logs to stderr, or to the journal, where every value is a field (journalctl -o json). What it has to say
+to programs comes over MQTT and from the page, as JSON.
+
+Examples:
+  vggd run --config vggd.toml
+  VGGD__MODEL__VARIANT=scaled vggd run --config vggd.toml --models DIR")]
     Run {
         #[command(flatten)]
         set: Set,
@@ -37,7 +44,12 @@ pub(crate) enum Command {
     #[cfg(feature = "demo")]
     #[command(after_help = "\
 It needs no configuration and no broker, and leaves nothing behind. The sample set is looked for in
-models/sample, here or in vggd's source folder, and in /usr/share/vggd/sample.")]
+models/sample, here or in vggd's source folder, and in /usr/share/vggd/sample.
+
+Examples:
+  vggd demo
+  vggd demo --models DIR --photos DIR
+  vggd demo --json | jq .variant")]
     Demo {
         /// A model set in place of the sample
         #[arg(long, value_name = "DIR")]
@@ -68,8 +80,15 @@ models/sample, here or in vggd's source folder, and in /usr/share/vggd/sample.")
     },
     /// Run every variant of the set on one photo and show what each costs and says
     #[command(after_help = "\
-Latency is the median of the runs; load is the time from start to first answer; memory is what the
-process holds after the last run. Each variant runs in a process of its own.")]
+Latency is that of the photo: decoding and preprocessing it, and the median inference of the runs;
+speed-up is of inference alone, over the first variant; load is the time from start to first answer;
+memory is what the process holds after the last run. Each variant runs in a process of its own. Lines
+are as long as the terminal is wide, or as COLUMNS says.
+
+Examples:
+  vggd compare --models DIR photo.jpg
+  vggd compare --models DIR --runs 20 --threads 1 photo.jpg
+  vggd compare --models DIR --json photo.jpg | jq '[.variant, .median_ms]'")]
     Compare {
         /// The photo: JPEG, PNG or WebP
         photo: PathBuf,
@@ -129,6 +148,13 @@ Examples:
   vggd simulate --trace trace.csv --profile profile.csv --policy quantized --json")]
     Simulate(Simulation),
     /// Check the configuration, the model set with its checksums, and the folders, then exit
+    #[command(after_help = "\
+What is wrong is said on stderr, with --json also on stdout as {\"ok\": false, \"error\": …}; the exit
+code is 78 then.
+
+Examples:
+  vggd check --config vggd.toml
+  vggd check --config vggd.toml --models DIR --json")]
     Check {
         #[command(flatten)]
         set: Set,

@@ -1,22 +1,23 @@
 //! The commands that run once, and what they print. With `--json`: JSON lines alone on stdout.
 
 mod bench;
+mod compare;
+mod progress;
 mod simulate;
 mod table;
 
 use std::fs;
-use std::io::{IsTerminal, Read, Write, stderr, stdin, stdout};
+use std::io::{Read, Write, stdin, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use vggd::compare::{self, Comparing, Step};
 use vggd::config::{Config, SourceKind};
 use vggd::daemon;
-use vggd::event::{Card, Class, Timings};
-use vggd::measure::{Job, Measurement};
+use vggd::event::{Class, Timings};
+use vggd::manifest::{ModelSet, SetError};
 use vggd::model::{Engine, Model};
 use vggd::pipeline::Pipeline;
 use vggd::publish::connection;
@@ -24,35 +25,23 @@ use vggd::source::Picture;
 use vggd::web;
 
 pub(crate) use bench::{BenchFiles, bench};
+pub(crate) use compare::compare;
 pub(crate) use simulate::simulate;
 pub(crate) use table::print_table;
 
-use table::{bad, bar, faint, good, strong};
+use progress::Progress;
+use table::bar;
 
 /// Characters of the longest bar.
 const BAR: usize = 10;
 
-/// What `--json` says of a photo and a variant.
+/// What `classify --json` says of a photo.
 #[derive(Serialize)]
-struct Line<'a> {
+struct Classified<'a> {
     file: String,
     variant: &'a str,
     top: &'a [Class],
     timings_ms: Timings,
-    #[serde(flatten)]
-    cost: Option<Cost>,
-}
-
-/// What `compare --json` says beyond `classify --json`. Memory is in MiB.
-#[derive(Serialize)]
-struct Cost {
-    median_ms: f64,
-    load_ms: f64,
-    bytes: u64,
-    rss_mb: u64,
-    agrees: bool,
-    speedup: f64,
-    threads: usize,
 }
 
 /// Classifies each photo; those that cannot be are reported, and the exit code is 1 at the end.
@@ -67,27 +56,30 @@ pub(crate) fn classify(
         Some(name) => set.variant(name)?,
         None => daemon::configured_variant(config, &set)?,
     };
-    progress(&format!("loading {}", variant.name));
-    let model = Model::load(&set, variant, &Engine::configured(&config.model)?);
-    progress("");
-    let model = model?;
+    let mut progress = Progress::new();
+    progress.tell(&format!("loading {}", variant.name), 0.0);
+    let model = Model::load(&set, variant, &Engine::configured(&config.model)?)?;
     let pipeline = Pipeline::new(&set, &config.source);
     let mut code = ExitCode::SUCCESS;
-    for path in photos {
+    for (index, path) in photos.iter().enumerate() {
         let file = path.display().to_string();
+        let done = index as f64 / photos.len() as f64;
+        progress.tell(&format!("photo {} of {}", index + 1, photos.len()), done);
         let photo = match pipeline.decode(&mut Picture::File(path.clone())) {
             Ok(photo) => photo,
             Err(error) => {
+                progress.clear();
                 eprintln!("vggd: {file}: {error}");
                 code = ExitCode::FAILURE;
                 continue;
             }
         };
         let (answer, _) = pipeline.classify(&photo, |_| &model)?;
+        progress.clear();
         let timings_ms = answer.timings(Duration::ZERO);
         if json {
             let variant = model.name.as_str();
-            print_json(&Line { file, variant, top: &answer.top, timings_ms, cost: None })?;
+            print_json(&Classified { file, variant, top: &answer.top, timings_ms })?;
             continue;
         }
         let Timings { decode, preprocess, inference, total, .. } = timings_ms;
@@ -107,76 +99,12 @@ pub(crate) fn classify(
     Ok(code)
 }
 
-/// Runs every variant on one photo.
-pub(crate) fn compare(config: &Config, photo: &Path, runs: u32, json: bool) -> Result<()> {
-    let set = daemon::model_set(config)?;
-    let picture = &Picture::File(photo.to_owned());
-    let may = &|_| Ok(());
-    let comparing = Comparing { config, set: &set, picture, runs, background: false, may };
-    let (mut cards, mut count) = (Vec::new(), 0);
-    let compared = compare::compare(comparing, |step| {
-        match step {
-            Step::Next(name) => {
-                count += 1;
-                progress(&format!("{name} ({count} of {})", set.manifest.variants.len()));
-            }
-            Step::Card(card) => {
-                progress("");
-                if json {
-                    print_json(&Compared { file: photo.display().to_string(), card: &card })?;
-                }
-                cards.push(card);
-            }
-            Step::LeftOut(_) => unreachable!("every variant may run"),
-        }
-        Ok(())
-    });
-    progress("");
-    compared?;
-    if json {
-        return Ok(());
-    }
-    let names = ["", "input", "latency", "", "speed-up", "load", "files", "memory", "agrees", ""]
-        .map(faint);
-    let mut head: Vec<String> = names.into();
-    head.extend((1..=vggd::event::TOP).map(|rank| faint(&format!("top {rank}"))));
-    let mut columns = vec![head];
-    let slowest = cards.iter().map(|card| card.median_ms).fold(0.0, f64::max);
-    for card in &cards {
-        let side = set.variant(&card.variant)?.side();
-        let mut column = vec![
-            strong(&card.variant),
-            format!("{side} x {side}"),
-            format!("{:.1} ms", card.median_ms),
-            bar(card.median_ms / slowest, BAR),
-            format!("{:.2} x", card.speedup),
-            format!("{:.0} ms", card.load_ms),
-            format!("{:.1} MB", card.bytes as f64 / 1e6),
-            format!("{} MiB", card.rss_mb),
-            if card.agrees { good("yes") } else { bad("no") },
-            String::new(),
-        ];
-        column.extend(card.top.iter().map(|class| {
-            let label = class.label.split(',').next().unwrap_or_default();
-            format!("{:.1} % {label}", class.probability * 100.0)
-        }));
-        columns.push(column);
-    }
-    println!("{}: {} threads, median of {runs} runs", photo.display(), cards[0].threads);
-    let rows = (0..columns[0].len()).map(|row| {
-        let cell = |column: &Vec<String>| column.get(row).cloned().unwrap_or_default();
-        columns.iter().map(cell).collect()
-    });
-    print_table(&rows.collect::<Vec<Vec<String>>>(), &[]);
-    Ok(())
-}
-
-/// A variant's line with `compare --json`.
-#[derive(Serialize)]
-struct Compared<'a> {
-    file: String,
-    #[serde(flatten)]
-    card: &'a Card,
+/// A photo for processes that will classify it; here it is seen to that they can.
+fn readable(config: &Config, set: &ModelSet, path: &Path) -> Result<Picture> {
+    let picture = Picture::File(path.to_owned());
+    let decoded = Pipeline::new(set, &config.source).decode(&mut picture.clone());
+    decoded.with_context(|| path.display().to_string())?;
+    Ok(picture)
 }
 
 /// The photo at `path`, or what comes in on stdin for `-`.
@@ -196,7 +124,7 @@ fn write(path: &Path, content: impl FnOnce(&mut Vec<u8>) -> Result<(), String>) 
     fs::write(path, bytes).with_context(|| path.display().to_string())
 }
 
-/// What `check --json` says.
+/// What `check --json` says when all is well.
 #[derive(Serialize)]
 struct Checked<'a> {
     ok: bool,
@@ -213,11 +141,7 @@ pub(crate) fn check(config: &Config, json: bool) -> Result<()> {
     let set = daemon::model_set(config)?;
     daemon::configured_variant(config, &set)?;
     let chooser = daemon::configured_chooser(config, &set)?;
-    progress("comparing checksums");
-    let verified = set.verify();
-    progress("");
-    let path = config.model.set.display();
-    verified.map_err(|error| config.wrong("model.set", path, error))?;
+    verify(&set).map_err(|error| config.wrong("model.set", config.model.set.display(), error))?;
     daemon::configured_source(config)?;
     connection::check(config)?;
     let stored_token = web::stored_token(config);
@@ -252,39 +176,26 @@ pub(crate) fn check(config: &Config, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// Measures in this process and prints the result as JSON.
-pub(crate) fn measure(job: &Job) -> Result<()> {
-    print_json(&job.run()?)
+/// What `check --json` says when something is wrong.
+#[derive(Serialize)]
+struct Faulty {
+    ok: bool,
+    error: String,
 }
 
-fn measure_all(
-    names: Vec<String>,
-    config: &Config,
-    photo: Option<PathBuf>,
-    runs: u32,
-    each: bool,
-    mut done: impl FnMut(&Measurement) -> Result<()>,
-) -> Result<Vec<Measurement>> {
-    let mut measured = Vec::new();
-    for (index, variant) in names.iter().enumerate() {
-        progress(&format!("{variant} ({} of {})", index + 1, names.len()));
-        let (config, variant) = (config.clone(), variant.clone());
-        let picture = photo.clone().map(Picture::File);
-        let background = false;
-        let measurement = Job { config, variant, runs, picture, each, background }.spawn();
-        progress("");
-        let measurement = measurement?;
-        done(&measurement)?;
-        measured.push(measurement);
-    }
-    Ok(measured)
+/// Says on stdout too what is wrong.
+pub(crate) fn faulty(error: &anyhow::Error) -> Result<()> {
+    print_json(&Faulty { ok: false, error: format!("{error:#}") })
 }
 
-/// Replaces the progress line, on a terminal only.
-fn progress(what: &str) {
-    if stderr().is_terminal() {
-        eprint!("\r\x1b[K{what}");
-    }
+/// Compares all checksums of a set.
+fn verify(set: &ModelSet) -> Result<(), SetError> {
+    let all: u64 = set.manifest.files.iter().map(|file| file.bytes).sum();
+    let (mut progress, mut done) = (Progress::new(), 0);
+    set.verify_telling(|file, read| {
+        done += read;
+        progress.tell(&format!("checksum of {file}"), done as f64 / all as f64);
+    })
 }
 
 fn print_json(value: &impl Serialize) -> Result<()> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 
 use crate::config::Config;
 use crate::event::{Card, LeftOut};
@@ -34,17 +35,34 @@ pub struct Comparing<'a> {
 pub enum Step<'a> {
     /// This variant runs now.
     Next(&'a str),
+    /// It is loaded and has done so many of its runs; told now and then.
+    Ran(u32),
     /// It has answered.
-    Card(Card),
+    Card(Described<'a>),
     /// It does not run.
     LeftOut(LeftOut),
 }
 
-/// Tells `step` of each variant, and ends as soon as that fails.
+/// A card, and what the set says of its variant.
+#[derive(Clone, Debug, Serialize)]
+pub struct Described<'a> {
+    /// What it says and costs.
+    #[serde(flatten)]
+    pub card: Card,
+    /// What was done to the network.
+    pub description: &'a str,
+    /// Side of its input, in pixels.
+    pub input: usize,
+}
+
+/// Tells `step` of each variant, and ends as soon as that fails, the variant that runs included.
 ///
 /// # Errors
 /// When a variant cannot be measured, or `step` fails.
-pub fn compare(comparing: Comparing, mut step: impl FnMut(Step) -> Result<()>) -> Result<()> {
+pub fn compare<'a>(
+    comparing: Comparing<'a>,
+    mut step: impl FnMut(Step<'a>) -> Result<()>,
+) -> Result<()> {
     let Comparing { config, set, picture, runs, background, may } = comparing;
     let mut first: Option<(Measurement, usize)> = None;
     for (index, variant) in set.manifest.variants.iter().enumerate() {
@@ -61,11 +79,11 @@ pub fn compare(comparing: Comparing, mut step: impl FnMut(Step) -> Result<()>) -
             each: false,
             background,
         };
-        let measurement = job.spawn()?;
+        let measurement = job.follow(|count| step(Step::Ran(count)))?;
         let answer = measurement.answer.clone().context("a picture gives an answer")?;
         let class = answer.top[0].class;
         let (first, first_class) = first.get_or_insert_with(|| (measurement.clone(), class));
-        step(Step::Card(Card {
+        let card = Card {
             variant: variant.name.clone(),
             top: answer.top,
             timings_ms: answer.timings_ms,
@@ -76,7 +94,9 @@ pub fn compare(comparing: Comparing, mut step: impl FnMut(Step) -> Result<()>) -
             agrees: class == *first_class,
             speedup: (100.0 * first.median_ms / measurement.median_ms).round() / 100.0,
             threads: measurement.threads,
-        }))?;
+        };
+        let (description, input) = (&*variant.description, variant.side());
+        step(Step::Card(Described { card, description, input }))?;
     }
     Ok(())
 }

@@ -509,8 +509,8 @@ impl Daemon {
                 Comparing { config, set, picture, runs: COMPARED, background: true, may };
             let compared = compare(comparing, |step| {
                 match step {
-                    Step::Next(_) => {}
-                    Step::Card(card) => variants.push(card),
+                    Step::Next(_) | Step::Ran(_) => {}
+                    Step::Card(described) => variants.push(described.card),
                     Step::LeftOut(variant) => left_out.push(variant),
                 }
                 Ok(())

@@ -78,13 +78,20 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             commands::bench(&config, variant, photo, runs, &files, json)?;
         }
         Command::Simulate(simulation) => commands::simulate(&simulation)?,
-        Command::Check { set, json } => commands::check(&set.options().load()?, json)?,
+        Command::Check { set, json } => {
+            let loaded = set.options().load().map_err(anyhow::Error::from);
+            let checked = loaded.and_then(|config| commands::check(&config, json));
+            if let (Err(error), true) = (&checked, json) {
+                commands::faulty(error)?;
+            }
+            checked?;
+        }
         Command::Defaults => print!("{}", config::DEFAULT),
         Command::Measure { photo, set, variant, timing, each, background } => {
             let config = set.load(&timing.compute)?;
             let runs = timing.runs.unwrap_or(20);
             let picture = photo.map(commands::picture).transpose()?;
-            commands::measure(&Job { config, variant, runs, picture, each, background })?;
+            Job { config, variant, runs, picture, each, background }.report()?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -286,13 +286,21 @@ impl ModelSet {
     /// # Errors
     /// [`SetError`] for the first file that differs.
     pub fn verify(&self) -> Result<(), SetError> {
+        self.verify_telling(|_, _| {})
+    }
+
+    /// The same, told of each stretch of a weight file: its name, and how many bytes that was.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn verify_telling(&self, mut read: impl FnMut(&str, usize)) -> Result<(), SetError> {
         for variant in &self.manifest.variants {
             self.read_graph(variant)?;
         }
         for file in &self.manifest.files {
             let path = self.directory.join(&file.path);
-            let found =
-                sha256(&path).map_err(|error| SetError::Io { path: path.clone(), error })?;
+            let found = sha256(&path, |bytes| read(&file.path, bytes))
+                .map_err(|error| SetError::Io { path: path.clone(), error })?;
             if found != file.sha256 {
                 let message = "content differs from the manifest's SHA-256".to_owned();
                 return Err(SetError::Invalid { path, message });
@@ -314,18 +322,18 @@ impl ModelSet {
     }
 }
 
-/// SHA-256 of a file, lower-case hexadecimal.
-///
-/// # Errors
-/// Whatever reading the file gives.
-pub fn sha256(path: &Path) -> io::Result<String> {
+/// SHA-256 of a file, lower-case hexadecimal. Tells `read` how many bytes it has read each time.
+fn sha256(path: &Path, mut read: impl FnMut(usize)) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer)? {
             0 => return Ok(hex(&hasher.finalize())),
-            length => hasher.update(&buffer[..length]),
+            length => {
+                hasher.update(&buffer[..length]);
+                read(length);
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write, stdout};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -71,6 +71,19 @@ pub struct Measurement {
     pub answer: Option<Answer>,
 }
 
+/// A line of JSON that the measuring process writes to the one that waits for it.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    /// So many inferences are done.
+    Ran(u32),
+    /// All of them are: this line is the last.
+    Measured(Box<Measurement>),
+}
+
+/// From one [`Line::Ran`] to the next, at the least: telling must not disturb what is timed.
+const TELL_EVERY: Duration = Duration::from_millis(100);
+
 /// One inference.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Run {
@@ -92,11 +105,20 @@ pub struct Answer {
 }
 
 impl Job {
-    /// Measures in a process of its own: this very program, called with `measure`.
+    /// Measures in a process of its own: this very program, called with `measure`, which
+    /// [`reports`](Self::report).
     ///
     /// # Errors
     /// When the process cannot be started or fails; its own message has gone to stderr.
     pub fn spawn(&self) -> Result<Measurement> {
+        self.follow(|_| Ok(()))
+    }
+
+    /// The same, told now and then how many inferences are done, from 0 when the model is loaded.
+    ///
+    /// # Errors
+    /// The same, or when `ran` fails, which ends the process.
+    pub fn follow(&self, ran: impl FnMut(u32) -> Result<()>) -> Result<Measurement> {
         let mut command = Command::new(std::env::current_exe()?);
         let Config { model, file, .. } = &self.config;
         command.arg("measure").arg("--models").arg(&model.set);
@@ -121,16 +143,32 @@ impl Job {
         let mut child = command.spawn()?;
         // It reads all of this before it says anything; if it does not, its exit status tells.
         child.stdin.take().and_then(|mut stdin| stdin.write_all(&bytes.unwrap_or_default()).ok());
-        let output = child.wait_with_output()?;
-        ensure!(output.status.success(), "variant '{}' could not be measured", self.variant);
-        serde_json::from_slice(&output.stdout).context("unreadable measurement")
+        let heard = hear(BufReader::new(child.stdout.take().expect("a pipe")), ran);
+        if heard.is_err() {
+            child.kill().ok();
+        }
+        let status = child.wait()?;
+        let measurement = heard?;
+        ensure!(status.success(), "variant '{}' could not be measured", self.variant);
+        measurement.context("no measurement came")
     }
 
-    /// Measures in this process, which should have done nothing else before.
+    /// Measures in this process, which should have done nothing else before, and tells the one that
+    /// [`follows`](Self::follow) it on stdout.
     ///
     /// # Errors
-    /// When the set, the variant or the photo cannot be used.
-    pub fn run(&self) -> Result<Measurement> {
+    /// When the set, the variant or the photo cannot be used, or nobody listens any more.
+    pub fn report(&self) -> Result<()> {
+        let tell = |line: &Line| {
+            let mut out = stdout().lock();
+            serde_json::to_writer(&mut out, line)?;
+            Ok(writeln!(out)?)
+        };
+        let measurement = self.run(|count| tell(&Line::Ran(count)))?;
+        tell(&Line::Measured(Box::new(measurement)))
+    }
+
+    fn run(&self, mut ran: impl FnMut(u32) -> Result<()>) -> Result<Measurement> {
         ensure!(self.runs > 0, "at least one run is needed to measure");
         if self.background {
             rustix::process::nice(19).context("cannot lower the priority")?;
@@ -160,11 +198,16 @@ impl Job {
             let logits = model.infer(&prepared.input)?;
             anyhow::Ok((start.elapsed(), engine.reading() - before, logits))
         };
+        ran(0)?;
         let (first, _, logits) = time()?;
         time()?;
-        let begun = Instant::now();
+        let (begun, mut told) = (Instant::now(), Instant::now());
         let spent = (0..self.runs)
-            .map(|_| {
+            .map(|done| {
+                if told.elapsed() >= TELL_EVERY {
+                    ran(done)?;
+                    told = Instant::now();
+                }
                 let at = begun.elapsed();
                 time().map(|(all, reading, _)| (all, reading, at))
             })
@@ -199,6 +242,18 @@ impl Job {
             },
         })
     }
+}
+
+/// What the measuring process says, to its end.
+fn hear(told: impl BufRead, mut ran: impl FnMut(u32) -> Result<()>) -> Result<Option<Measurement>> {
+    let mut measured = None;
+    for line in told.lines() {
+        match serde_json::from_str(&line?).context("unreadable measurement")? {
+            Line::Ran(count) => ran(count)?,
+            Line::Measured(measurement) => measured = Some(*measurement),
+        }
+    }
+    Ok(measured)
 }
 
 /// Values around 0 such as a normalised photo has, always the same.

@@ -2,7 +2,8 @@
 //! asks: for people, for programs, for the service manager. It changes nothing, and it must not know who
 //! asks, nor how.
 
-use std::collections::VecDeque;
+mod history;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -26,8 +27,7 @@ use crate::source::Handoff;
 use crate::stats::{self, Stats, Totals};
 use crate::thermal::{Thermal, Throttled};
 
-/// How long latencies are remembered, and how many at most.
-const REMEMBERED: (Duration, usize) = (Duration::from_secs(600), 1200);
+pub use self::history::{History, Point};
 
 /// The parts of a daemon, and the last frames.
 pub struct Overview {
@@ -61,60 +61,6 @@ pub struct Overview {
     pub pulses: Vec<(&'static str, Pulse)>,
     /// Latencies of the last minutes, the oldest first.
     pub history: History,
-}
-
-/// Latencies of the last minutes.
-#[derive(Debug, Default)]
-pub struct History(Mutex<VecDeque<Point>>);
-
-/// How long a frame took.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Point {
-    /// When it was classified, in milliseconds since 1970.
-    pub at_ms: u64,
-    /// What counts against the budget.
-    pub total_ms: f64,
-    /// Which variant answered.
-    pub variant: String,
-    /// The budget, if one was set.
-    pub budget_ms: Option<f64>,
-    /// Whether it was kept.
-    pub in_time: Option<bool>,
-}
-
-impl Point {
-    /// The point of a classified frame.
-    pub fn new(seen: &Seen) -> Self {
-        let prediction = &seen.prediction;
-        let at = seen.classified_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let timings = prediction.timings_ms;
-        // A photo's time in its folder is not held against it.
-        let waited = if prediction.file.is_some() { timings.wait } else { 0.0 };
-        Self {
-            at_ms: at.as_millis() as u64,
-            total_ms: event::round(timings.total - waited, 3),
-            variant: prediction.variant.clone(),
-            budget_ms: prediction.budget_ms,
-            in_time: prediction.in_time,
-        }
-    }
-}
-
-impl History {
-    fn add(&self, point: Point) {
-        let (age, count) = REMEMBERED;
-        let oldest = point.at_ms.saturating_sub(age.as_millis() as u64);
-        let mut points = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        points.push_back(point);
-        while points.len() > count || points.front().is_some_and(|point| point.at_ms < oldest) {
-            points.pop_front();
-        }
-    }
-
-    /// The points so far, the oldest first.
-    pub fn points(&self) -> Vec<Point> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
-    }
 }
 
 /// How everything stands.
@@ -441,15 +387,97 @@ fn why(set: &ModelSet, outlook: &Outlook) -> String {
         return format!("{variant} runs until variants are timed");
     };
     let expected = choice.expected.as_secs_f64() * 1e3;
-    match budget {
-        None => format!("{variant} is the most accurate variant, and there is no budget"),
-        Some(budget) if choice.in_time < 0.5 => {
-            format!("no variant keeps {budget} ms; {variant} is the fastest with {expected:.0} ms")
+    if let Some(budget) = budget.filter(|_| choice.in_time < 0.5) {
+        return format!(
+            "no variant keeps {budget} ms; {variant} comes nearest with {expected:.0} ms"
+        );
+    }
+    let mut bounds = passed_over(set, outlook, next);
+    let budget = match budget {
+        None => ", and there is no budget".to_owned(),
+        Some(budget) => {
+            bounds.push(format!("keeps {budget} ms"));
+            let in_time = choice.in_time * 100.0;
+            format!(": it should take {expected:.0} ms and be in time with {in_time:.0} %")
         }
-        Some(budget) => format!(
-            "{variant} is the most accurate variant that keeps {budget} ms: it should take \
-             {expected:.0} ms and be in time with {:.0} %",
-            choice.in_time * 100.0
-        ),
+    };
+    let bounds = match bounds.is_empty() {
+        true => String::new(),
+        false => format!(" that {}", bounds.join(" and ")),
+    };
+    format!("{variant} is the most accurate variant{bounds}{budget}")
+}
+
+/// What more accurate variants than `next` lack, whatever the budget.
+fn passed_over(set: &ModelSet, outlook: &Outlook, next: usize) -> Vec<String> {
+    let variants = &set.manifest.variants;
+    let better = |index: &usize| variants[*index].accuracy() > variants[next].accuracy();
+    let standings = (0..variants.len()).filter(better).map(|at| outlook.variants[at].standing);
+    let standings = standings.collect::<Vec<_>>();
+    let lacks = [
+        (Standing::TooLarge, "fits into model.memory_limit"),
+        (Standing::Untimed, "is timed so far"),
+    ];
+    let lacks = lacks.into_iter().filter(|(standing, _)| standings.contains(standing));
+    lacks.map(|(_, words)| words.to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lineup::Prospect;
+    use crate::select::{Profile, Selector};
+
+    /// Why `next` runs, when the variants of the sample set stand like this and take 100, 90, 80 … ms.
+    fn reason(next: usize, budget_ms: Option<u64>, standing: &dyn Fn(usize) -> Standing) -> String {
+        let set = ModelSet::open("models/sample".as_ref()).unwrap();
+        let count = set.manifest.variants.len();
+        let profile = |at: usize| Profile {
+            compute: Duration::from_millis(100 - 10 * at as u64),
+            memory: Duration::ZERO,
+            accuracy: 0.5,
+        };
+        let selector = Selector::new(&(0..count).map(profile).collect::<Vec<_>>(), 0.05);
+        let budget = budget_ms.map(Duration::from_millis);
+        let prospect = |at| Prospect {
+            loaded: true,
+            standing: standing(at),
+            choice: Some(selector.expect(at, budget.unwrap_or(Duration::MAX))),
+        };
+        let variants = (0..count).map(prospect).collect();
+        let (chooser, next) = (Chooser::Auto, Some(next));
+        why(&set, &Outlook { chooser, budget, miss_rate: 0.05, next, missing: None, variants })
+    }
+
+    #[test]
+    fn the_reason_names_what_keeps_better_variants_out() {
+        let all = |_: usize| Standing::Candidate;
+        let large = |at: usize| match at {
+            0..4 => Standing::TooLarge,
+            _ => Standing::Candidate,
+        };
+        let untimed = |at: usize| match at {
+            0 => Standing::TooLarge,
+            2 => Standing::Untimed,
+            _ => Standing::Candidate,
+        };
+        let scaled = "scaled is the most accurate variant";
+        let sure = "it should take 60 ms and be in time with 100 %";
+        let fits = "that fits into model.memory_limit";
+        let cases: [(Option<u64>, &dyn Fn(usize) -> Standing, String); 6] = [
+            (None, &all, format!("{scaled}, and there is no budget")),
+            (None, &large, format!("{scaled} {fits}, and there is no budget")),
+            (
+                None,
+                &untimed,
+                format!("{scaled} {fits} and is timed so far, and there is no budget"),
+            ),
+            (Some(500), &all, format!("{scaled} that keeps 500 ms: {sure}")),
+            (Some(500), &large, format!("{scaled} {fits} and keeps 500 ms: {sure}")),
+            (Some(5), &large, "no variant keeps 5 ms; scaled comes nearest with 60 ms".to_owned()),
+        ];
+        for (budget_ms, standing, expected) in cases {
+            assert_eq!(reason(4, budget_ms, standing), expected);
+        }
     }
 }

@@ -8,6 +8,7 @@
 mod cards;
 mod events;
 mod guard;
+mod health;
 mod page;
 
 use std::io;
@@ -51,6 +52,9 @@ const CONNECTIONS: usize = 64;
 /// Event streams at once.
 const STREAMS: usize = 16;
 
+/// Photos that may be on their way at once, each of which is kept in memory.
+const UPLOADS: usize = 4;
+
 /// The longest order, in bytes, and within which time it must come.
 const ORDER: (usize, Duration) = (1024, Duration::from_secs(10));
 
@@ -69,6 +73,7 @@ pub struct Web {
     orders: mpsc::Sender<Asked>,
     guard: Arc<Guard>,
     streams: Arc<Semaphore>,
+    uploads: Semaphore,
     /// The last frame that somebody wanted to see, by its id.
     frame: Mutex<Option<(String, Bytes)>>,
 }
@@ -112,6 +117,7 @@ pub fn serve(
             orders,
             guard: Arc::new(guard),
             streams: Arc::new(Semaphore::new(STREAMS)),
+            uploads: Semaphore::new(UPLOADS),
             frame: Mutex::default(),
         };
         accept(listener, web.router()).await;
@@ -228,21 +234,21 @@ async fn metrics(State(web): State<Arc<Web>>) -> Response {
     ([(CONTENT_TYPE, kind)], web.overview.metrics()).into_response()
 }
 
-/// Whether every part gets on.
 async fn healthz(State(web): State<Arc<Web>>) -> (StatusCode, String) {
-    match web.overview.stuck(STUCK_AFTER) {
-        None => (StatusCode::OK, "ok\n".to_owned()),
-        Some(part) => (StatusCode::SERVICE_UNAVAILABLE, format!("{part} is stuck\n")),
-    }
+    told(health::health(web.overview.stuck(STUCK_AFTER)))
 }
 
-/// Whether frames are classified as soon as they come.
 async fn readyz(State(web): State<Arc<Web>>) -> (StatusCode, String) {
-    let source = web.overview.board.message().source;
-    match web.overview.stuck(STUCK_AFTER) {
-        None if source.working => (StatusCode::OK, "ok\n".to_owned()),
-        None => (StatusCode::SERVICE_UNAVAILABLE, format!("{}: {}\n", source.kind, source.detail)),
-        Some(part) => (StatusCode::SERVICE_UNAVAILABLE, format!("{part} is stuck\n")),
+    let overview = &web.overview;
+    let (stuck, paused) = (overview.stuck(STUCK_AFTER), overview.gate.paused());
+    told(health::readiness(stuck, &overview.board.message().source, paused))
+}
+
+/// Words for who only looks at the status.
+fn told(verdict: Result<(), String>) -> (StatusCode, String) {
+    match verdict {
+        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+        Err(problem) => (StatusCode::SERVICE_UNAVAILABLE, problem + "\n"),
     }
 }
 
@@ -322,6 +328,8 @@ async fn harden(mut response: Response) -> Response {
             "default-src 'self'; img-src 'self' blob:; base-uri 'none'; form-action 'none'; \
              frame-ancestors 'none'",
         ),
+        ("cross-origin-resource-policy", "same-origin"),
+        ("cross-origin-opener-policy", "same-origin"),
         ("x-content-type-options", "nosniff"),
         ("referrer-policy", "no-referrer"),
     ] {

@@ -68,7 +68,10 @@ fn an_outside_crate_is_named_in_one_place() {
         ("humantime", "src/event"),
         ("bytemuck", "src/model"),
         ("sha2", "src/manifest src/source"),
-        ("rustix", "src/config src/measure src/model/engine.rs src/source src/web.rs"),
+        (
+            "rustix",
+            "src/commands/table.rs src/config src/measure src/model/engine.rs src/source src/web.rs",
+        ),
         ("rayon", "src/model/engine.rs"),
         ("fast_image_resize", "src/preprocess"),
         ("systemd_journal_logger", "src/logging"),

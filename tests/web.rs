@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
@@ -295,7 +296,7 @@ fn every_variant_gets_a_card_as_vggd_compare_shows_it() {
         let cards: Vec<&Value> = lines.iter().filter_map(|line| line.get("card")).collect();
         assert_eq!(cards.len(), expected.len());
         for (card, expected) in cards.iter().zip(&expected) {
-            for key in ["variant", "top", "agrees", "bytes"] {
+            for key in ["variant", "top", "agrees", "bytes", "description", "input"] {
                 assert_eq!(card[key], expected[key], "{key}");
             }
             assert!(card["median_ms"].as_f64().unwrap() > 0.0);
@@ -343,6 +344,112 @@ fn what_cannot_be_compared_is_refused_in_words() {
         let reply = request(&address, "POST /api/v1/compare?runs=1", "", &jpeg(2));
         assert!([200, 409].contains(&reply.status), "{reply:?}");
         reply.status == 200
+    });
+}
+
+/// Begins to send a photo that does not say how long it is.
+fn begin_upload(address: &str) -> TcpStream {
+    let mut stream = connect(address);
+    let head = format!(
+        "POST /api/v1/compare?runs=1 HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
+         Transfer-Encoding: chunked\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream
+}
+
+fn send_chunk(stream: &mut TcpStream, bytes: &[u8]) {
+    write!(stream, "{:x}\r\n", bytes.len()).unwrap();
+    stream.write_all(bytes).unwrap();
+    stream.write_all(b"\r\n").unwrap();
+}
+
+#[test]
+fn an_endless_photo_is_refused_and_neither_kept_nor_waited_for() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let (daemon, address) = served(&broker, "max_upload_mb = 1");
+    classify(&daemon, &witness, 0);
+    let before = daemon.memory("VmRSS:");
+    let mut stream = begin_upload(&address);
+    for number in 1..=50 {
+        send_chunk(&mut stream, &[7; 1 << 20]);
+        if number % 10 == 0 {
+            classify(&daemon, &witness, number);
+        }
+    }
+    send_chunk(&mut stream, b"");
+    let (status, problem) = reply(stream).refusal();
+    assert!(status == 413 && problem.contains("web.max_upload_mb = 1 MB"), "{status} {problem}");
+    let grown = daemon.memory("VmRSS:").saturating_sub(before);
+    assert!(grown < 20 << 10, "{grown} kB more");
+}
+
+#[test]
+fn slow_uploads_hold_up_no_comparison_and_are_bounded() {
+    let broker = Broker::absent();
+    let (_daemon, address) = served(&broker, "");
+    let photo = jpeg(1);
+    let mut slow: Vec<TcpStream> = (0..3).map(|_| begin_upload(&address)).collect();
+    for stream in &mut slow {
+        send_chunk(stream, &photo[..100]);
+    }
+    let reply_of = |photo: &[u8]| request(&address, "POST /api/v1/compare?runs=1", "", photo);
+    assert_eq!(reply_of(&photo).lines().last().unwrap(), &json!({"done": {}}));
+    // One more, and there is room for no other.
+    slow.push(begin_upload(&address));
+    send_chunk(&mut slow[3], &photo[..100]);
+    let mut words = String::new();
+    until("the fourth one has begun", || {
+        let reply = reply_of(&photo);
+        words = reply.text();
+        reply.status == 503
+    });
+    assert!(words.contains("4 photos are on their way"), "{words}");
+    // Whoever goes on gets its cards in the end.
+    send_chunk(&mut slow[0], &photo[100..]);
+    send_chunk(&mut slow[0], b"");
+    assert_eq!(reply(slow.remove(0)).lines().last().unwrap(), &json!({"done": {}}));
+    drop(slow);
+    until("there is room again", || reply_of(&photo).status == 200);
+}
+
+/// The processes that a daemon has started: of each the niceness of all its threads.
+fn children(daemon: &Daemon) -> Vec<Vec<i32>> {
+    let field = |path: &std::path::Path, number: usize| -> Option<i32> {
+        let stat = std::fs::read_to_string(path.join("stat")).ok()?;
+        // The name, which may have anything in it, is the second one.
+        let rest = &stat[stat.rfind(')')? + 2..];
+        rest.split(' ').nth(number - 3)?.parse().ok()
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    let own = processes.filter(|path| field(path, 4) == i32::try_from(daemon.id()).ok());
+    let threads = own.filter_map(|path| std::fs::read_dir(path.join("task")).ok());
+    threads
+        .map(|tasks| tasks.flatten().filter_map(|task| field(&task.path(), 19)).collect())
+        .collect()
+}
+
+#[test]
+fn whatever_compares_has_the_lowest_priority_and_ends_with_its_visitor() {
+    let broker = Broker::absent();
+    let (daemon, address) = served(&broker, "");
+    let mut stream = BufReader::new(connect(&address));
+    let photo = jpeg(1);
+    let head = format!(
+        "POST /api/v1/compare?runs=20 HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n",
+        photo.len()
+    );
+    stream.get_mut().write_all(head.as_bytes()).unwrap();
+    stream.get_mut().write_all(&photo).unwrap();
+    until("a process measures behind all others", || {
+        let all = children(&daemon);
+        assert!(all.len() <= 1, "{all:?}");
+        all.iter().any(|threads| !threads.is_empty() && threads.iter().all(|nice| *nice == 19))
+    });
+    drop(stream);
+    until("nothing is compared any more", || {
+        children(&daemon).is_empty() && overview(&address)["comparing"] == false
     });
 }
 
@@ -476,6 +583,105 @@ fn pages_of_other_sites_change_nothing() {
         let reply = request(&address, &format!("{method} /api/v1/pause"), headers, b"OFF");
         assert_eq!(reply.status, expected, "{method} {headers}: {reply:?}");
     }
+    // Nor do they see anything; a link may lead here.
+    let foreign = "Origin: http://evil.example\r\n";
+    let embeds =
+        "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: no-cors\r\nSec-Fetch-Dest: image\r\n";
+    let frames =
+        "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n";
+    let links =
+        "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n";
+    for (line, headers, expected) in [
+        ("POST /api/v1/compare", foreign, 403),
+        ("POST /api/v1/compare?frame=last", foreign, 403),
+        ("POST /api/v1/snapshot", foreign, 403),
+        ("POST /api/v1/snapshot", links, 403),
+        ("GET /api/v1/status", foreign, 403),
+        ("GET /api/v1/frame", embeds, 403),
+        ("GET /api/v1/events", embeds, 403),
+        ("GET /", frames, 403),
+        ("GET /", links, 200),
+        ("GET /api/v1/status", "Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\n", 200),
+    ] {
+        let reply = request(&address, line, headers, b"");
+        assert_eq!(reply.status, expected, "{line} {headers}: {reply:?}");
+        let head = reply.head.to_lowercase();
+        for name in ["resource", "opener"] {
+            let policy = format!("cross-origin-{name}-policy: same-origin");
+            assert!(head.contains(&policy), "{policy} in {head}");
+        }
+        assert!(!head.contains("access-control"), "{head}");
+    }
+}
+
+#[test]
+fn with_a_token_other_machines_may_come_in() {
+    let broker = Broker::absent();
+    let mut daemon = Daemon::new(&broker);
+    let file = daemon.config().with_file_name("token");
+    std::fs::write(&file, "correct-horse-battery\n").unwrap();
+    let own = daemon.serve("token_file = 'token'");
+    let port = own.split(':').nth(1).unwrap();
+    daemon.replace(&format!("listen = '{own}'"), &format!("listen = '0.0.0.0:{port}'"));
+    daemon.start();
+    until("the page is there", || TcpStream::connect(&own).is_ok());
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains("the page is there")).unwrap();
+    let line = line.replace('"', "");
+    assert!(line.contains(&format!("http://0.0.0.0:{port}/")), "{line}");
+    assert!(line.contains("token=true") && !log.contains("correct-horse"), "{line}");
+    // By a name or an address of this machine, whatever it is called.
+    for (host, token, expected) in [
+        ("device.example:8190", "correct-horse-battery", 200),
+        ("192.0.2.7", "correct-horse-battery", 200),
+        ("device.example:8190", "wrong-horse-battery", 401),
+    ] {
+        let headers = format!("Host: {host}\r\nAuthorization: Bearer {token}\r\n");
+        let reply = request(&own, "GET /api/v1/status", &headers, b"");
+        assert_eq!(reply.status, expected, "{host} {token}");
+    }
+}
+
+#[test]
+fn the_page_is_light_and_an_idle_stream_is_quiet() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let (daemon, address) = served(&broker, "");
+    classify(&daemon, &witness, 1);
+    let mut files = vec!["/".to_owned()];
+    let mut weight = 0;
+    for at in 0.. {
+        let Some(path) = files.get(at) else { break };
+        let reply = get(&address, path);
+        assert_eq!(reply.status, 200, "{path}");
+        weight += reply.head.len() + reply.body.len();
+        let text = reply.text();
+        let named = text.split(['"', '\'']).map(|word| word.trim_start_matches('.'));
+        for name in named.filter(|name| [".js", ".css", ".svg"].iter().any(|it| name.ends_with(it)))
+        {
+            let name = format!("/{}", name.trim_start_matches('/'));
+            if !files.contains(&name) {
+                files.push(name);
+            }
+        }
+    }
+    assert!(files.len() > 10 && weight < 150_000, "{weight} bytes: {files:?}");
+
+    let mut stream = open_stream(&address);
+    event(&mut stream);
+    let time = Duration::from_secs(12);
+    let (end, mut said) = (Instant::now() + time, 0);
+    let mut bytes = [0; 4096];
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+    {
+        stream.get_ref().set_read_timeout(Some(left)).unwrap();
+        match stream.read(&mut bytes) {
+            Ok(0) => panic!("the stream has ended"),
+            Ok(count) => said += count,
+            Err(_) => break,
+        }
+    }
+    assert!(said < 1000 * time.as_secs() as usize, "{said} bytes in {time:?}");
 }
 
 #[test]
@@ -557,7 +763,26 @@ fn health_is_that_of_the_parts_and_readiness_that_of_the_source() {
     until("its folder is missed", || get(&address, "/readyz").status == 503);
     let words = get(&address, "/readyz").text();
     assert!(words.starts_with("directory: "), "{words}");
+    std::fs::create_dir(daemon.incoming()).unwrap();
+    until("it is there again", || get(&address, "/readyz").status == 200);
+    put(&address, "/api/v1/pause", "ON");
+    let paused = get(&address, "/readyz");
+    assert_eq!((paused.status, paused.text().as_str()), (503, "paused\n"));
+    put(&address, "/api/v1/pause", "OFF");
+    assert_eq!(get(&address, "/readyz").status, 200);
     assert_eq!(get(&address, "/healthz").status, 200);
+}
+
+/// The names of metrics in a text; a histogram has one.
+fn metric_names(text: &str) -> BTreeSet<String> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let words = lines.flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_'));
+    let names = words.filter(|word| word.starts_with("vggd_") && word.len() > 5);
+    let histogram = |name: &str| {
+        let ends = ["_bucket", "_count", "_sum"];
+        ends.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
+    };
+    names.map(histogram).collect()
 }
 
 #[test]
@@ -567,29 +792,53 @@ fn metrics_are_open_metrics_and_count_what_happened() {
     let (_folder, set) = evaluated();
     let mut daemon = Daemon::new(&broker);
     daemon.replace(&models().display().to_string(), &set.display().to_string());
-    daemon.configure_model("budget_ms = 0.001");
+    daemon.configure_model(
+        "budget_ms = 0.001\npolicy = 'auto'\nprofile = 'profile.json'\nprofile_when = 'start'",
+    );
     let address = daemon.serve("");
     daemon.start();
     witness.next("variant");
+    until("the page is there", || TcpStream::connect(&address).is_ok());
+    let chosen = get(&address, "/metrics").text();
+    assert_eq!(put(&address, "/api/v1/variant", "baseline").status, 200);
     for number in 0..3 {
         classify(&daemon, &witness, number);
     }
     daemon.drop_photo("bad.jpg", b"no photo");
     witness.next("error");
+    put(&address, "/api/v1/variant", "scaled");
+    classify(&daemon, &witness, 3);
+    put(&address, "/api/v1/pause", "ON");
     let reply = get(&address, "/metrics");
     assert!(reply.head.contains("application/openmetrics-text"), "{}", reply.head);
     let text = reply.text();
     for line in [
-        "vggd_frames_total 3",
-        "vggd_late_frames_total 3",
+        "vggd_frames_total 4",
+        "vggd_late_frames_total 4",
         "vggd_rejected_frames_total 1",
-        "vggd_variant_running{variant=\"baseline\"} 1.0",
+        "vggd_skipped_frames_total 0",
+        "vggd_dropped_frames_total 0",
+        "vggd_variant_switches_total 1",
+        "vggd_broker_connected 1.0",
+        "vggd_broker_reconnects_total 0",
+        "vggd_outbox_dropped_messages_total 0",
+        "vggd_paused 1.0",
+        "vggd_variant_running{variant=\"baseline\"} 0.0",
+        "vggd_variant_running{variant=\"scaled\"} 1.0",
         "vggd_stage_seconds_count{variant=\"baseline\",stage=\"inference\"} 3",
         "vggd_budget_seconds 0.000001",
         "vggd_source_working 1.0",
     ] {
         assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
     }
+    // What there is, is documented, and the other way round; this machine may have no thermometer.
+    let told = metric_names(&(chosen + &text));
+    let documented = metric_names(include_str!("../config/api.md"));
+    let unknown: Vec<_> = told.difference(&documented).collect();
+    assert!(unknown.is_empty(), "not in config/api.md: {unknown:?}");
+    let mut missing: Vec<_> = documented.difference(&told).collect();
+    missing.retain(|name| !["vggd_temperature_celsius", "vggd_throttled"].contains(&name.as_str()));
+    assert!(missing.is_empty(), "only in config/api.md: {missing:?}");
     let path = daemon.incoming().join(".metrics");
     std::fs::write(&path, &text).unwrap();
     let parser = "prometheus_client.openmetrics.parser";

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::{Result, anyhow};
 use vggd::config::Config;
-use vggd::measure::{Measurement, Run};
+use vggd::measure::{Job, Measurement, Run};
 use vggd::profile::Cost;
 use vggd::simulate::trace::{self, Frame};
 use vggd::simulate::{Candidate, write_profile};
 use vggd::{daemon, lineup};
 
-use super::{BAR, bar, faint, measure_all, print_json, print_table, strong, write};
+use super::table::{bar, columns, faint, lay_out, strong, width};
+use super::{BAR, Progress, print_json, print_table, readable, write};
 
 /// What `bench` writes for `simulate`.
 pub(crate) struct BenchFiles {
@@ -36,11 +37,32 @@ pub(crate) fn bench(
     if files.profile.is_some() {
         lineup::evaluated(&set).map_err(|problem| anyhow!("--profile {problem}"))?;
     }
-    let each = files.record.is_some();
-    let measured = measure_all(names, config, photo, runs, each, |measurement| match json {
-        true => print_json(&Measurement { answer: None, each: Vec::new(), ..measurement.clone() }),
-        false => Ok(()),
-    })?;
+    let picture = photo.map(|path| readable(config, &set, &path)).transpose()?;
+    let (mut measured, mut progress) = (Vec::new(), Progress::new());
+    for (index, variant) in names.iter().enumerate() {
+        let all = names.len();
+        let running = format!("{variant} ({} of {all})", index + 1);
+        progress.tell(&format!("{running}, loading"), index as f64 / all as f64);
+        let job = Job {
+            config: config.clone(),
+            variant: variant.clone(),
+            runs,
+            picture: picture.clone(),
+            each: files.record.is_some(),
+            background: false,
+        };
+        let measurement = job.follow(|count| {
+            let share = (index as f64 + f64::from(count) / f64::from(runs)) / all as f64;
+            progress.tell(&format!("{running}, {count} of {runs} runs"), share);
+            Ok(())
+        })?;
+        progress.clear();
+        if json {
+            print_json(&Measurement { answer: None, each: Vec::new(), ..measurement.clone() })?;
+        }
+        measured.push(measurement);
+    }
+    drop(progress);
     if let Some(path) = &files.profile {
         let candidates = (measured.iter().zip(&set.manifest.variants))
             .filter_map(|(measurement, variant)| {
@@ -57,26 +79,37 @@ pub(crate) fn bench(
     if json {
         return Ok(());
     }
-    let titles = ["variant", "threads", "median", "", "min", "p95", "p99", "load", "peak memory"];
+    let Measurement { threads, kernels, .. } = &measured[0];
+    println!("{runs} runs each on {threads} threads, kernels: {kernels}; times in ms");
+    print(&measured);
+    Ok(())
+}
+
+/// A line for each variant, with bars as long as there is room for.
+fn print(measured: &[Measurement]) {
+    let titles = ["variant", "median", "min", "p95", "p99", "load", "memory", ""];
     let mut rows = vec![titles.map(faint).to_vec()];
-    let slowest = measured.iter().map(|m| m.median_ms).fold(0.0, f64::max);
     rows.extend(measured.iter().map(|m| {
-        let ms = |value: f64| format!("{value:.1} ms");
+        let ms = |value: f64| format!("{value:.1}");
         vec![
             strong(&m.variant),
-            m.threads.to_string(),
             ms(m.median_ms),
-            bar(m.median_ms / slowest, BAR),
             ms(m.min_ms),
             ms(m.p95_ms),
             ms(m.p99_ms),
             ms(m.load_ms),
             format!("{} MiB", m.peak_rss_mb),
+            String::new(),
         ]
     }));
-    println!("{runs} runs each, kernels: {}", measured[0].kernels);
-    print_table(&rows, &[1, 2, 4, 5, 6, 7, 8]);
-    Ok(())
+    let right = [1, 2, 3, 4, 5, 6];
+    let taken = lay_out(&rows, &right).iter().map(|line| width(line)).max().unwrap_or(0);
+    let room = columns().saturating_sub(taken + 2).min(BAR);
+    let slowest = measured.iter().map(|m| m.median_ms).fold(0.0, f64::max);
+    for (row, m) in rows[1..].iter_mut().zip(measured) {
+        row[7] = bar(m.median_ms / slowest, room);
+    }
+    print_table(&rows, &right);
 }
 
 /// A trace of how much slower than the fastest run each run was.

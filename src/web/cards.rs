@@ -5,22 +5,22 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
-use axum::body::{Body, Bytes, to_bytes};
+use anyhow::{anyhow, ensure};
+use axum::body::{Body, Bytes};
 use axum::extract::{Query, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::{Refusal, Web};
+use super::{Refusal, UPLOADS, Web};
 use crate::compare::{Comparing, Step, Taken, compare};
-use crate::event::{self, Card};
+use crate::event;
 use crate::overview::Overview;
 use crate::pipeline::{ClassifyError, Pipeline};
 use crate::source::Picture;
@@ -49,15 +49,6 @@ fn three() -> u32 {
     3
 }
 
-/// A card, and what the set says of its variant.
-#[derive(Serialize)]
-struct Described<'a> {
-    #[serde(flatten)]
-    card: &'a Card,
-    description: &'a str,
-    input: usize,
-}
-
 /// Runs every variant and streams what they say.
 pub(super) async fn cards(
     State(web): State<Arc<Web>>,
@@ -68,13 +59,8 @@ pub(super) async fn cards(
     if !(1..=20).contains(&wanted.runs) {
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "runs must be from 1 to 20"));
     }
-    let turn = overview.turn.take();
     let picture = match wanted.frame.as_deref() {
-        None => {
-            // Even if it is not wanted: a sender should hear that.
-            let photo = receive(overview, turn.is_some(), request).await?;
-            Picture::Encoded(photo)
-        }
+        None => Picture::Encoded(receive(&web, request).await?),
         Some("last") => {
             let seen = overview.last.borrow();
             let seen = seen.as_ref().ok_or_else(Refusal::no_frame)?;
@@ -82,7 +68,8 @@ pub(super) async fn cards(
         }
         Some(_) => return Err(Refusal::new(StatusCode::BAD_REQUEST, "frame can only be 'last'")),
     };
-    let turn = turn.ok_or_else(busy)?;
+    // Only now, so that nobody who sends slowly holds up the others.
+    let turn = overview.turn.take().ok_or_else(busy)?;
     let pipeline = Pipeline::new(&overview.set, &overview.config.source);
     let decoding = spawn_blocking(move || {
         let mut picture = picture;
@@ -95,37 +82,53 @@ pub(super) async fn cards(
     Ok(stream(overview.clone(), turn, picture, wanted.runs))
 }
 
-/// A photo, whole, within limits.
-async fn receive(overview: &Overview, wanted: bool, request: Request) -> Result<Vec<u8>, Refusal> {
-    let most = overview.config.web.max_upload();
-    let length = length(request.headers());
-    if !wanted || length.is_some_and(|length| length > most) {
-        let drained = request.into_body().into_data_stream().take_while({
-            let mut left = DRAINED;
-            move |chunk| {
-                left = left.saturating_sub(chunk.as_ref().map_or(left, Bytes::len));
-                std::future::ready(left > 0)
-            }
-        });
-        timeout(UPLOAD_WITHIN, drained.for_each(async |_| {})).await.ok();
-        return Err(if wanted { too_large(overview) } else { busy() });
+/// A photo, whole, within limits. What is not wanted is read all the same: whoever is still sending would
+/// not hear why it is refused.
+async fn receive(web: &Web, request: Request) -> Result<Vec<u8>, Refusal> {
+    let most = web.overview.config.web.max_upload();
+    let (mut photo, mut slot, mut refusal) = (Vec::new(), None, None);
+    if length(request.headers()).is_some_and(|length| length > most) {
+        refusal = Some(too_large(&web.overview));
+    } else {
+        slot = web.uploads.try_acquire().ok();
+        if slot.is_none() {
+            let problem = format!("{UPLOADS} photos are on their way already, try again later");
+            refusal = Some(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, problem));
+        }
     }
-    let slow = |_| {
+    let mut chunks = request.into_body().into_data_stream();
+    let mut read = 0;
+    let reading = async {
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|error| {
+                Refusal::new(StatusCode::BAD_REQUEST, format!("the photo is cut: {error}"))
+            })?;
+            read += chunk.len();
+            if read > most && refusal.is_none() {
+                (photo, slot, refusal) = (Vec::new(), None, Some(too_large(&web.overview)));
+            }
+            match refusal {
+                None => photo.extend_from_slice(&chunk),
+                Some(_) if read > DRAINED => break,
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    };
+    let came = timeout(UPLOAD_WITHIN, reading).await;
+    drop(slot);
+    if let Some(refusal) = refusal {
+        return Err(refusal);
+    }
+    came.map_err(|_| {
         let problem = format!("the photo did not come within {} s", UPLOAD_WITHIN.as_secs());
         Refusal::new(StatusCode::REQUEST_TIMEOUT, problem)
-    };
-    let bytes = timeout(UPLOAD_WITHIN, to_bytes(request.into_body(), most)).await.map_err(slow)?;
-    match bytes {
-        Ok(bytes) if bytes.is_empty() => {
-            let problem = "send a photo, or ask for frame=last";
-            Err(Refusal::new(StatusCode::BAD_REQUEST, problem))
-        }
-        Ok(bytes) => Ok(bytes.into()),
-        Err(_) if length.is_none() => Err(too_large(overview)),
-        Err(error) => {
-            Err(Refusal::new(StatusCode::BAD_REQUEST, format!("the photo is cut: {error}")))
-        }
+    })??;
+    if photo.is_empty() {
+        let problem = "send a photo, or ask for frame=last";
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, problem));
     }
+    Ok(photo)
 }
 
 fn busy() -> Refusal {
@@ -162,16 +165,10 @@ fn stream(overview: Arc<Overview>, turn: Taken, picture: Picture, runs: u32) -> 
             let told = match step {
                 Step::Next(name) => tell(&json!({"next": name})),
                 Step::LeftOut(left_out) => tell(&json!({"left_out": left_out})),
-                Step::Card(card) => {
-                    let variant = set.variant(&card.variant)?;
-                    let (description, input) = (&variant.description, variant.side());
-                    tell(&json!({"card": Described { card: &card, description, input }}))
-                }
+                Step::Card(card) => tell(&json!({"card": card})),
+                Step::Ran(_) => return Ok(ensure!(!steps.is_closed(), "nobody reads any more")),
             };
-            if told.is_err() {
-                bail!("nobody reads any more");
-            }
-            Ok(())
+            told.map_err(|_| anyhow!("nobody reads any more"))
         });
         // Before the last line, after which the next comparison may be asked for.
         drop(turn);

@@ -105,8 +105,10 @@ pub(super) async fn check(
         let problem = "without a web.token_file this page answers to localhost only";
         return Refusal::new(StatusCode::FORBIDDEN, problem).into_response();
     }
-    if ![Method::GET, Method::HEAD].contains(request.method()) && is_foreign(headers) {
-        let problem = "pages of other sites may not change anything here";
+    // They may have links that lead here, and no more: neither orders, nor pictures, nor streams.
+    let looks = [Method::GET, Method::HEAD].contains(request.method());
+    if is_foreign(headers) && !(looks && is_visit(headers)) {
+        let problem = "pages of other sites get nothing here, and change nothing";
         return Refusal::new(StatusCode::FORBIDDEN, problem).into_response();
     }
     next.run(request).await
@@ -119,6 +121,13 @@ fn is_local(host: &HeaderValue) -> bool {
         let address = name.parse::<std::net::IpAddr>();
         name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
     })
+}
+
+/// Whether a browser goes to what it asks for, and shows it to somebody.
+fn is_visit(headers: &HeaderMap) -> bool {
+    let value = |name| headers.get(HeaderName::from_static(name));
+    let framed = value("sec-fetch-dest").is_some_and(|to| to != "document");
+    !framed && value("sec-fetch-mode").is_some_and(|mode| mode == "navigate")
 }
 
 /// Whether a browser says that another site's page sent this.

@@ -6,9 +6,13 @@ use std::sync::OnceLock;
 use jsonschema::Validator;
 use serde_json::Value;
 
-/// Each schema by the last part of its topic, or by what is asked for.
-pub const SCHEMAS: [(&str, &str); 6] = [
+/// Each schema by the last part of its topic, by what is asked for, or by the command that prints it.
+pub const SCHEMAS: [(&str, &str); 10] = [
     ("api-status", include_str!("../../config/schema/api-status.json")),
+    ("cli-bench", include_str!("../../config/schema/cli-bench.json")),
+    ("cli-check", include_str!("../../config/schema/cli-check.json")),
+    ("cli-classify", include_str!("../../config/schema/cli-classify.json")),
+    ("cli-compare", include_str!("../../config/schema/cli-compare.json")),
     ("compare", include_str!("../../config/schema/compare.json")),
     ("error", include_str!("../../config/schema/error.json")),
     ("prediction", include_str!("../../config/schema/prediction.json")),

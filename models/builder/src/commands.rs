@@ -231,8 +231,7 @@ pub(crate) fn measure(arguments: MeasureArguments) -> Result<()> {
     let set = ModelSet::open(&models)?;
     let mut job = job(&set, &variant, threads, runs)?;
     job.config.model.precision = precision;
-    report::json(&[job.run()?])?;
-    Ok(())
+    job.report()
 }
 
 fn job(set: &ModelSet, variant: &str, threads: usize, runs: u32) -> Result<Job> {

@@ -8,6 +8,9 @@ import { byId, ms, number, say } from "./parts.js";
 const LONGEST = 600_000;
 const MOST = 2400;
 
+/** How many times nearer together late frames may be than others before one is left out. */
+const LATE = 16;
+
 /** Milliseconds from one drawing to the next, at the least. */
 const PACE = 250;
 
@@ -29,6 +32,7 @@ export function history(remembered, now) {
   const latest = remembered.at(-1)?.at_ms ?? 0;
   ahead = now - Date.now();
   points = [...remembered, ...points.filter((point) => point.at_ms > latest)];
+  while (points.length > MOST) thin();
   soon();
 }
 
@@ -36,10 +40,21 @@ export function history(remembered, now) {
 export function add(point) {
   points.push(point);
   ahead = point.at_ms - Date.now();
-  if (points.length > MOST) {
-    points = points.filter((point, index) => index % 2 || point.in_time === false || index > MOST / 2);
-  }
+  if (points.length > MOST) thin();
   soon();
+}
+
+/** Leaves out the point with its neighbours nearest together; another one of its kind stands for its frames. */
+function thin() {
+  let [least, at] = [Infinity, 1];
+  for (let index = 1; index < points.length - 1; index++) {
+    const distance = (points[index + 1].at_ms - points[index - 1].at_ms) * (points[index].in_time === false ? LATE : 1);
+    if (distance < least) [least, at] = [distance, index];
+  }
+  const [gone] = points.splice(at, 1);
+  const kin = (point) => point.in_time === gone.in_time;
+  const heir = points.slice(0, at).findLast(kin) ?? points.slice(at).find(kin) ?? points[at - 1];
+  heir.frames += gone.frames;
 }
 
 /** The budget that holds now. */
@@ -166,14 +181,19 @@ function tell(point) {
 }
 
 function summarise() {
-  const count = points.length;
+  const count = frames(points);
   if (count === 0) return say(byId("latency-summary"), "No frame in the last ten minutes");
-  const sorted = points.map((point) => point.total_ms).sort((a, b) => a - b);
-  const rank = (share) => ms(sorted[Math.max(Math.ceil(share * count) - 1, 0)]);
-  const late = points.filter((point) => point.in_time === false).length;
-  const frames = `${number(count)} ${count === 1 ? "frame" : "frames"} in ${minutesOf(points)}`;
-  say(byId("latency-summary"), `${frames}: median ${rank(0.5)}, 95 % within ${rank(0.95)}, ${number(late)} late`);
+  const sorted = points.toSorted((a, b) => a.total_ms - b.total_ms);
+  const rank = (share) => {
+    let before = 0;
+    return ms(sorted.find((point) => (before += point.frames) >= share * count).total_ms);
+  };
+  const late = frames(points.filter((point) => point.in_time === false));
+  const seen = `${number(count)} ${count === 1 ? "frame" : "frames"} in ${minutesOf(points)}`;
+  say(byId("latency-summary"), `${seen}: median ${rank(0.5)}, 95 % within ${rank(0.95)}, ${number(late)} late`);
 }
+
+const frames = (points) => points.reduce((sum, point) => sum + point.frames, 0);
 
 const minutesOf = (points) => {
   const minutes = Math.ceil((points.at(-1).at_ms - points[0].at_ms) / 60_000);
