@@ -62,7 +62,7 @@ pub struct Source {
     settle_ms: u64,
     pub device: String,
     size: String,
-    pub rate: u32,
+    pub rate: f64,
     pub format: Format,
     pub command: String,
     timeout_s: u64,
@@ -608,7 +608,7 @@ impl Config {
         let size = &source.size;
         check(parse_size(size).is_some(), "source.size", size, "must be like 640x480")?;
         let rate = source.rate;
-        check((1..=1000).contains(&rate), "source.rate", &rate, "must be from 1 to 1000")?;
+        check((0.1..=1000.0).contains(&rate), "source.rate", &rate, "must be from 0.1 to 1000")?;
         let camera = source.kind != SourceKind::Camera || !source.device.is_empty();
         check(camera, "source.device", &"", "names no camera")?;
         let command = source.kind != SourceKind::Stream || !source.command.trim().is_empty();
