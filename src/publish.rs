@@ -26,7 +26,7 @@ use tokio::time::{sleep, timeout, timeout_at};
 
 use self::connection::Trouble;
 use crate::config::{Config, ConfigError};
-use crate::control::Asked;
+use crate::control::{Asked, LONGEST};
 use crate::event::{self, Failure, Prediction};
 use crate::homeassistant;
 use crate::outbox::{Kind, Outbox, Record};
@@ -44,11 +44,16 @@ const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(20);
 /// How long a stop waits for the last acknowledgements.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The largest packet that comes in, in bytes.
-const SMALL: usize = 10 << 10;
+/// The largest packet that comes in, in bytes. Orders are much smaller, but what is too long to be one
+/// shall be refused as an order is, and not end the connection.
+const INCOMING: usize = 1 << 20;
 
 /// The largest that goes out, a picture.
-const LARGE: usize = 5 << 20;
+const OUTGOING: usize = 5 << 20;
+
+/// How long nobody listens to orders after a packet that was larger still. A broker gives one that is
+/// retained again as soon as somebody listens.
+const DEAF: Duration = Duration::from_secs(600);
 
 /// The pause before the first new attempt, and the longest one.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
@@ -133,6 +138,8 @@ pub struct Publisher {
     channels: Channels,
     /// The last record that was sent, in this connection or one before.
     sent: u64,
+    /// Until when orders are not listened to.
+    deaf_until: Option<Instant>,
 }
 
 enum End {
@@ -145,7 +152,13 @@ enum End {
 impl Publisher {
     /// A publisher that connects as `config` says.
     pub fn new(config: &Config, channels: Channels) -> Self {
-        Self { config: config.clone(), topic: config.mqtt.topic(), channels, sent: 0 }
+        Self {
+            config: config.clone(),
+            topic: config.mqtt.topic(),
+            channels,
+            sent: 0,
+            deaf_until: None,
+        }
     }
 
     /// Connects, and again whenever the connection is lost, until stopped.
@@ -169,6 +182,11 @@ impl Publisher {
             let error = trouble.to_string();
             let is_new = !std::mem::replace(&mut away, true);
             match trouble.is_lasting() {
+                _ if trouble.is_flooding() => {
+                    let minutes = DEAF.as_secs() / 60;
+                    tracing::error!(broker, %error, minutes, "orders are not heard for a while");
+                    self.deaf_until = Some(Instant::now() + DEAF);
+                }
                 true if is_new || refusal.as_ref() != Some(&error) => {
                     tracing::error!(broker, %error, "the broker cannot be used, predictions wait");
                     refusal = Some(error);
@@ -218,7 +236,7 @@ impl Publisher {
         health.reconnects.fetch_add(u64::from(std::mem::take(away)), Ordering::Relaxed);
         let mut link = Link { client, topic, told: Retained::new() };
         link.retain("status", "online").await;
-        link.listen(birth).await;
+        let mut is_listening = false;
 
         let config = self.config.clone();
         let lost = |signal: Option<Signal>| match signal {
@@ -229,6 +247,10 @@ impl Publisher {
         let (mut ended, mut last_call, mut due) = (false, None, true);
         loop {
             health.pulse.beat();
+            if !is_listening && self.deaf_until.is_none_or(|end| Instant::now() >= end) {
+                link.listen(birth.as_deref()).await;
+                is_listening = true;
+            }
             let open = last_call.is_none_or(|last_call| Instant::now() < last_call);
             while open && waiting.len() < UNACKNOWLEDGED {
                 let Some(record) = outbox.next(position) else { break };
@@ -285,7 +307,7 @@ impl Publisher {
         let mut options = connection::options(&self.config)?;
         let status = format!("{}/status", self.topic);
         options.set_last_will(LastWill::new(status, "offline", QoS::AtLeastOnce, true));
-        options.set_max_packet_size(SMALL, LARGE);
+        options.set_max_packet_size(INCOMING, OUTGOING);
         options.set_inflight((UNACKNOWLEDGED + BESIDES) as u16);
         Ok(options)
     }
@@ -335,6 +357,7 @@ impl Inbox {
         }
         let name = topic.strip_prefix(&self.topic).and_then(|rest| rest.strip_prefix('/'));
         let name = name.and_then(|name| name.strip_suffix("/set"))?;
+        let payload = &payload[..payload.len().min(LONGEST + 1)];
         if retained {
             tracing::warn!(topic, "retained order ignored, send it without retaining");
         } else if self.orders.try_send(Asked::new(name.to_owned(), payload.to_owned())).is_err() {
@@ -430,9 +453,9 @@ impl Link {
     }
 
     /// Asks for orders, and for news of Home Assistant.
-    async fn listen(&self, birth: Option<String>) {
+    async fn listen(&self, birth: Option<&str>) {
         let orders = format!("{}/+/set", self.topic);
-        for topic in std::iter::once(orders).chain(birth) {
+        for topic in std::iter::once(orders.as_str()).chain(birth) {
             self.client.subscribe(topic, QoS::AtLeastOnce).await.ok();
         }
     }

@@ -107,6 +107,43 @@ fn a_variant_is_ordered_and_the_configuration_wins_after_a_restart() {
 }
 
 #[test]
+fn orders_of_any_size_that_were_left_behind_stop_nothing() {
+    for (length, is_heard) in [(11_000, true), (3_000_000, false)] {
+        let broker = Broker::running();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("order");
+        fs::write(&file, vec![b'x'; length]).unwrap();
+        broker.publish_file("vggd/test/variant/set", &file, &["-r"]);
+        let witness = broker.subscribe();
+        let mut daemon = Daemon::started(&broker);
+        daemon.drop_photo("a.jpg", &jpeg(1));
+        assert_eq!(witness.next("prediction").json()["file"], "a.jpg");
+        until("the photo is done", || daemon.list("done") == ["a.jpg"]);
+        match is_heard {
+            true => {
+                broker.publish("vggd/test/budget/set", "5", &[]);
+                until("the order is carried out", || witness.next("budget").payload == "5");
+                broker.publish_file("vggd/test/pause/set", &file, &[]);
+                let error = witness.next("error").json();
+                assert_eq!(error["message"], "pause/set: the message is too long");
+            }
+            false => {
+                until("it is named", || {
+                    daemon.log().contains("bytes on vggd/test/+/set: if it is retained")
+                });
+                daemon.drop_photo("b.jpg", &jpeg(2));
+                let next = || witness.next("prediction").json()["file"] == "b.jpg";
+                until("the second prediction", next);
+            }
+        }
+        let log = daemon.log();
+        let told = log.lines().filter(|line| line.contains("orders are not heard for a while"));
+        assert_eq!(told.count(), usize::from(!is_heard), "{log}");
+        assert!(daemon.end("TERM").success());
+    }
+}
+
+#[test]
 fn photos_wait_during_a_pause() {
     let broker = Broker::running();
     let witness = broker.subscribe();

@@ -169,10 +169,19 @@ impl Broker {
 
     /// Publishes a message, as another program would.
     pub fn publish(&self, topic: &str, payload: &str, more: &[&str]) {
+        self.publish_what(topic, &["-m", payload], more);
+    }
+
+    /// Publishes what is in a file.
+    pub fn publish_file(&self, topic: &str, file: &Path, more: &[&str]) {
+        self.publish_what(topic, &["-f", file.to_str().unwrap()], more);
+    }
+
+    fn publish_what(&self, topic: &str, what: &[&str], more: &[&str]) {
         let port = self.witness.to_string();
         let mut command = program("mosquitto_pub");
-        command.args(["-h", "127.0.0.1", "-p", &port, "-q", "1", "-t", topic, "-m", payload]);
-        assert!(start(command.args(more)).wait().unwrap().success());
+        command.args(["-h", "127.0.0.1", "-p", &port, "-q", "1", "-t", topic]);
+        assert!(start(command.args(what).args(more)).wait().unwrap().success());
     }
 
     /// Everything that is published, from now on and across restarts of the broker.
