@@ -38,7 +38,8 @@ const UNACKNOWLEDGED: usize = 16;
 /// Other messages that may be.
 const BESIDES: usize = 32;
 
-/// A broker that acknowledges nothing for this long is as good as gone.
+/// A broker that acknowledges nothing for this long is as good as gone, or for `mqtt.keep_alive_s`, if that
+/// is shorter.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long a stop waits for the last acknowledgements.
@@ -217,6 +218,7 @@ impl Publisher {
             &mut self.channels;
         // Dropping a poll half-way would lose its progress, so the event loop has a task of its own.
         let (signals, mut connection) = mpsc::channel(1);
+        let patience = ACKNOWLEDGE_WITHIN.min(self.config.mqtt.keep_alive());
         let birth = homeassistant::birth(&self.config);
         let topic = self.topic.clone();
         let inbox = Inbox { topic: topic.clone(), birth: birth.clone(), orders: orders.clone() };
@@ -227,7 +229,7 @@ impl Publisher {
                     return End::Lost(Trouble::connecting(&error, &self.config));
                 },
                 Some(Signal::Connected | Signal::Born) => {}
-                None => return End::Lost(silent()),
+                None => return End::Lost(silent(patience)),
             },
             () = told(stop) => return End::Stopped,
         }
@@ -241,7 +243,7 @@ impl Publisher {
         let config = self.config.clone();
         let lost = |signal: Option<Signal>| match signal {
             Some(Signal::Lost(error)) => End::Lost(Trouble::lost(&error, &config)),
-            _ => End::Lost(silent()),
+            _ => End::Lost(silent(patience)),
         };
         let (mut waiting, mut position) = (VecDeque::new(), 0);
         let (mut ended, mut last_call, mut due) = (false, None, true);
@@ -272,14 +274,14 @@ impl Publisher {
             tokio::select! {
                 // What was acknowledged counts, even if the connection is lost at the same moment.
                 biased;
-                heard = front(&mut waiting, last_call) => match heard {
+                heard = front(&mut waiting, patience, last_call) => match heard {
                     Some(Some(number)) => {
                         waiting.pop_front();
                         outbox.acknowledge(number);
                     }
                     Some(None) => return lost(connection.recv().await),
                     None if last_call.is_some() => return End::Stopped,
-                    None => return End::Lost(silent()),
+                    None => return End::Lost(silent(patience)),
                 },
                 signal = connection.recv() => match signal {
                     Some(Signal::Connected) => {}
@@ -313,8 +315,8 @@ impl Publisher {
     }
 }
 
-fn silent() -> Trouble {
-    let seconds = ACKNOWLEDGE_WITHIN.as_secs();
+fn silent(patience: Duration) -> Trouble {
+    let seconds = patience.as_secs();
     Trouble::Passing(format!("the broker acknowledged nothing for {seconds} s"))
 }
 
@@ -326,10 +328,14 @@ struct Sent {
 }
 
 /// The number of the oldest record if it was acknowledged, no number if it never will be, or nothing when
-/// that takes too long or longer than `last_call`; waits for ever if there is none.
-async fn front(waiting: &mut VecDeque<Sent>, last_call: Option<Instant>) -> Option<Option<u64>> {
+/// that takes longer than `patience` or `last_call`; waits for ever if there is none.
+async fn front(
+    waiting: &mut VecDeque<Sent>,
+    patience: Duration,
+    last_call: Option<Instant>,
+) -> Option<Option<u64>> {
     let Some(sent) = waiting.front_mut() else { return std::future::pending().await };
-    let deadline = sent.at + ACKNOWLEDGE_WITHIN;
+    let deadline = sent.at + patience;
     let deadline = last_call.map_or(deadline, |last_call| last_call.min(deadline));
     let acknowledged = timeout_at(deadline.into(), &mut sent.acknowledged).await.ok()?;
     Some(acknowledged.then_some(sent.number))

@@ -159,10 +159,17 @@ impl Broker {
         self.end("TERM");
     }
 
+    /// Sends a signal.
+    pub fn signal(&self, name: &str) {
+        signal(self.child.as_ref().unwrap(), name);
+    }
+
     /// Sends a signal and waits for the end.
     pub fn end(&mut self, name: &str) {
         if let Some(mut child) = self.child.take() {
             signal(&child, name);
+            // One that was stopped hears it then.
+            signal(&child, "CONT");
             child.wait().unwrap();
         }
     }
