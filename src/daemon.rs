@@ -29,7 +29,6 @@ use crate::model::{Engine, Model, ModelError};
 use crate::outbox::Outbox;
 use crate::overview::{History, Overview};
 use crate::pipeline::Pipeline;
-use crate::preprocess;
 use crate::profile::Profiles;
 use crate::publish::connection;
 use crate::publish::{Channels, Health, Notice, Publisher, Retained};
@@ -481,8 +480,7 @@ impl Daemon {
         let pipeline = Pipeline::new(&self.overview.set, &self.config.source);
         let most = self.config.state.image_bytes();
         tokio::task::spawn_blocking(move || {
-            let decoded = pipeline.decode(&mut Picture::clone(&picture)).ok()?;
-            let jpeg = preprocess::to_jpeg(&decoded.photo, most)?;
+            let jpeg = pipeline.to_jpeg(&picture, most)?;
             notices.try_send(Notice::new("image", jpeg)).ok()
         });
     }
