@@ -109,7 +109,7 @@ pub struct Keeper {
     source: Arc<dyn Source>,
     /// Called with each record.
     fresh: Box<dyn Fn() + Send + Sync>,
-    /// Frames whose records are not safe yet, oldest first.
+    /// Photos whose records are not safe yet, oldest first.
     waiting: Mutex<VecDeque<Kept>>,
 }
 
@@ -142,8 +142,11 @@ impl Keeper {
         json: impl FnOnce(u64) -> Vec<u8>,
     ) {
         let number = self.outbox.append(kind, &frame.id, json);
+        // What is not a file is gone anyway: nobody has to hold it until its prediction is safe.
+        if frame.file.is_some() {
+            self.lock().push_back(Kept { number, frame, rejected });
+        }
         (self.fresh)();
-        self.lock().push_back(Kept { number, frame, rejected });
         self.settle();
     }
 
@@ -340,6 +343,11 @@ impl Classifier {
             }
             return;
         };
+        if self.keeper.outbox.knows(&frame.id) == Some(Kind::Failure) {
+            tracing::debug!(id = frame.id, error = reason, "was rejected before the last stop");
+            self.keeper.let_go(&frame, Some(&reason));
+            return;
+        }
         tracing::warn!(source = self.source, file, error = reason, "photo rejected");
         let failure = Failure::new("photo", Some(file), reason.clone());
         self.keeper.keep(frame, Kind::Failure, Some(reason), |_| event::json(&failure));
