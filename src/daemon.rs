@@ -175,8 +175,15 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     let miss_rate = config.model.miss_rate;
     let lineup = Lineup::new(&set, &engine, model, chooser, budget, miss_rate, limit)?;
     let fresh = Arc::new(Notify::new());
-    let tell = fresh.clone();
-    let keeper = Keeper::new(outbox.clone(), source.clone(), move || tell.notify_one());
+    let (wake, woken) = std_mpsc::sync_channel(1);
+    let (tell, appended, sync) = (fresh.clone(), wake.clone(), config.outbox.sync);
+    let keeper = Keeper::new(outbox.clone(), source.clone(), move || {
+        tell.notify_one();
+        if sync == Sync::Always {
+            // If there is no room, it was told already, and has yet to look.
+            appended.try_send(Wake::Appended).ok();
+        }
+    });
     let automatic = lineup::evaluated(&set).is_ok();
     let (board, retained) = Board::new(&config, &set.names(), automatic);
     let (handoff, health) = (Arc::<Handoff>::default(), Arc::<Health>::default());
@@ -216,10 +223,18 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
         profiling: false,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = runtime.block_on(daemon.run(retained, start, stop));
+    let ended = runtime.block_on(daemon.run(retained, start, (wake, woken), stop));
     // A model that is still being loaded, or a name that is still being looked up, does not count.
     runtime.shutdown_background();
     ended
+}
+
+/// What the thread that keeps predictions is told.
+enum Wake {
+    /// There is one that shall be brought to the disk at once.
+    Appended,
+    /// There are no more.
+    Stop,
 }
 
 struct Daemon {
@@ -243,6 +258,7 @@ impl Daemon {
         mut self,
         retained: flag::Receiver<Retained>,
         start: service::Start,
+        (wake, woken): (std_mpsc::SyncSender<Wake>, std_mpsc::Receiver<Wake>),
         asked: impl Future<Output = ()>,
     ) -> Result<()> {
         let mut asked = pin!(asked);
@@ -272,7 +288,7 @@ impl Daemon {
         };
         let publisher = tokio::spawn(Publisher::new(&self.config, channels).run());
 
-        let (keep, mut keep_ended, stop_keeping) = self.keep()?;
+        let (keep, mut keep_ended) = self.keep(woken)?;
         let (capture, mut capture_ended) = self.capture(notices.clone())?;
         let (pictures, pictured) = mpsc::channel(1);
         let (classify, mut classify_ended) = self.classify(notices.clone(), pictures)?;
@@ -316,7 +332,7 @@ impl Daemon {
         let joined = tokio::task::spawn_blocking(move || {
             join(classify)?;
             join(capture)?;
-            drop(stop_keeping);
+            wake.send(Wake::Stop).ok();
             join(keep)
         });
         let joined = joined.await?;
@@ -327,26 +343,28 @@ impl Daemon {
         joined
     }
 
-    /// Starts the thread that brings predictions safely to the disk, and then lets their photos go.
-    fn keep(&self) -> Result<(Thread, oneshot::Receiver<()>, std_mpsc::Sender<()>)> {
+    /// Starts the thread that brings predictions safely to the disk, as many at once as there are by then,
+    /// and then lets their photos go.
+    fn keep(&self, woken: std_mpsc::Receiver<Wake>) -> Result<(Thread, oneshot::Receiver<()>)> {
         let (outbox, keeper) = (self.overview.outbox.clone(), self.keeper.clone());
         let pulse = self.kept.clone();
         let pause = match self.config.outbox.sync {
             Sync::Interval => self.config.outbox.interval(),
             Sync::Always | Sync::Never => KEEP_EVERY,
         };
-        let (stop, stopped) = std_mpsc::channel::<()>();
-        let (thread, ended) = spawn("keep", move || {
+        spawn("keep", move || {
             loop {
-                let goes_on = pulse.receive(&stopped, pause) == Err(RecvTimeoutError::Timeout);
+                let goes_on = match pulse.receive(&woken, pause) {
+                    Ok(Wake::Appended) | Err(RecvTimeoutError::Timeout) => true,
+                    Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => false,
+                };
                 outbox.flush();
                 keeper.settle();
                 if !goes_on {
                     return Ok(());
                 }
             }
-        })?;
-        Ok((thread, ended, stop))
+        })
     }
 
     /// Starts the thread that frames come from.
