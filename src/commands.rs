@@ -213,6 +213,7 @@ pub(crate) fn check(config: &Config, json: bool) -> Result<()> {
     let set = daemon::model_set(config)?;
     daemon::configured_variant(config, &set)?;
     let chooser = daemon::configured_chooser(config, &set)?;
+    daemon::check_labels(config, &set)?;
     progress("comparing checksums");
     let verified = set.verify();
     progress("");

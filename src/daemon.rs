@@ -19,7 +19,9 @@ use tokio::sync::{Notify, mpsc, oneshot, watch as flag};
 use crate::board::Board;
 use crate::classify::{Classifier, Gate, Keeper, Seen};
 use crate::compare::{Comparing, Step, Turn, compare};
-use crate::config::{Config, ConfigError, Image, LIVE, Policy, ProfileWhen, SourceKind, Sync};
+use crate::config::{
+    self, Config, ConfigError, Image, LIVE, Policy, ProfileWhen, SourceKind, Sync,
+};
 use crate::control::{Asked, Chooser, Order};
 use crate::event::{self, Comparison, Failure};
 use crate::lineup::{self, Lineup};
@@ -114,6 +116,22 @@ pub fn configured_chooser(config: &Config, set: &ModelSet) -> Result<Chooser, Co
     }
 }
 
+/// Looks whether every configured label is one of `set`.
+///
+/// # Errors
+/// [`ConfigError`] with the one that is not, and the label that comes nearest.
+pub fn check_labels(config: &Config, set: &ModelSet) -> Result<(), ConfigError> {
+    let unknown = config.state.labels.iter().find(|label| !set.labels.contains(label));
+    unknown.map_or(Ok(()), |label| {
+        let nearest = set.labels.iter().min_by_key(|known| config::distance(label, known));
+        let path = set.directory.join(&set.manifest.labels);
+        let nearest = nearest.map(|nearest| format!(", did you mean '{nearest}'?"));
+        let nearest = nearest.unwrap_or_default();
+        let problem = format!("is not a line of {}{nearest}", path.display());
+        Err(config.wrong("state.labels", label, problem))
+    })
+}
+
 /// The configured source of frames.
 ///
 /// # Errors
@@ -148,6 +166,7 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     crate::logging::start(config.log.level.as_str());
     let set = model_set(&config)?;
     let chooser = configured_chooser(&config, &set)?;
+    check_labels(&config, &set)?;
     connection::check(&config)?;
     web::check(&config)?;
     let path = config.outbox.directory.display();
@@ -636,6 +655,7 @@ impl Daemon {
             tracing::warn!(keys = ?later, "changed keys take effect at the next start");
         }
         configured_variant(&new, &self.overview.set).map_err(Refused::Configuration)?;
+        check_labels(&new, &self.overview.set).map_err(Refused::Configuration)?;
         let chooser =
             configured_chooser(&new, &self.overview.set).map_err(Refused::Configuration)?;
         let is_new = |key: &str| changed.iter().any(|other| other == key);

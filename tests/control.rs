@@ -212,6 +212,31 @@ fn every_variant_is_compared_on_the_last_frame() {
 }
 
 #[test]
+fn a_label_that_no_class_has_is_refused_with_the_nearest() {
+    let labels = fs::read_to_string(models().join("labels.txt")).unwrap();
+    let known = labels.lines().nth(3).unwrap();
+    let daemon = Daemon::new(&Broker::absent());
+    let text = fs::read_to_string(daemon.config()).unwrap();
+    let config = daemon.config().display().to_string();
+    for (label, is_known) in [(known.to_owned(), true), (format!("{known}x"), false)] {
+        fs::write(daemon.config(), format!("{text}[state]\nlabels = ['{label}']\n")).unwrap();
+        for command in if is_known { vec!["check"] } else { vec!["check", "run"] } {
+            let output = common::vggd()
+                .args([command, "--config", &config])
+                .current_dir(daemon.incoming().parent().unwrap())
+                .output()
+                .unwrap();
+            let error = String::from_utf8_lossy(&output.stderr);
+            let expected = if is_known { 0 } else { 78 };
+            assert_eq!(output.status.code(), Some(expected), "{command}: {error}");
+            let named = error.contains(&format!("state.labels = '{label}': is not a line of"))
+                && error.contains(&format!("did you mean '{known}'?"));
+            assert_eq!(named, !is_known, "{error}");
+        }
+    }
+}
+
+#[test]
 fn automatic_without_accuracy_is_refused_with_the_command_that_helps() {
     let broker = Broker::absent();
     let daemon = Daemon::new(&broker);
