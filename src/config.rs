@@ -432,6 +432,11 @@ impl Outbox {
         self.directory.with_file_name("photos.done")
     }
 
+    /// The file beside it that remembers where Home Assistant was told of this device.
+    pub fn told(&self) -> PathBuf {
+        self.directory.with_file_name("homeassistant.told")
+    }
+
     /// The longest time after which predictions are brought to the disk, for [`Sync::Interval`].
     pub fn interval(&self) -> Duration {
         Duration::from_millis(self.sync_ms)

@@ -24,6 +24,7 @@ use crate::config::{
 };
 use crate::control::{Asked, Chooser, Order};
 use crate::event::{self, Comparison, Failure};
+use crate::homeassistant::{self, Known};
 use crate::lineup::{self, Lineup};
 use crate::manifest::{ModelSet, Variant};
 use crate::metrics::Metrics;
@@ -204,7 +205,8 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
         }
     });
     let automatic = lineup::evaluated(&set).is_ok();
-    let (board, retained) = Board::new(&config, &set.names(), automatic);
+    let known = Known::open(&config.outbox.told(), homeassistant::described(&config));
+    let (board, retained) = Board::new(&config, &set.names(), automatic, known.former());
     let (handoff, health) = (Arc::<Handoff>::default(), Arc::<Health>::default());
     let kept = Pulse::default();
     let pulses = vec![
@@ -241,8 +243,12 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
         overview: Arc::new(overview),
         profiling: false,
     };
+    let done = daemon.overview.health.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(daemon.run(retained, start, (wake, woken), stop));
+    if done.done() {
+        known.taken_back();
+    }
     // A model that is still being loaded, or a name that is still being looked up, does not count.
     runtime.shutdown_background();
     ended

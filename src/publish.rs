@@ -113,6 +113,7 @@ pub struct Health {
     pulse: Pulse,
     connected: AtomicBool,
     reconnects: AtomicU64,
+    done: AtomicBool,
 }
 
 impl Health {
@@ -124,6 +125,11 @@ impl Health {
     /// Whether there is a connection.
     pub fn connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Whether the last connection ended in order, and all that holds was told before.
+    pub fn done(&self) -> bool {
+        self.done.load(Ordering::Relaxed)
     }
 
     /// How often there was one again.
@@ -269,6 +275,7 @@ impl Publisher {
                 link.retain("status", "offline").await;
                 link.client.disconnect().await.ok();
                 timeout(GRACE, connection.recv()).await.ok();
+                health.done.store(!due, Ordering::Relaxed);
                 return End::Stopped;
             }
             tokio::select! {

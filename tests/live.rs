@@ -137,6 +137,40 @@ fn home_assistant_learns_of_the_device_again_when_it_starts() {
 }
 
 #[test]
+fn home_assistant_forgets_the_device_under_an_old_prefix_or_topic() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = Daemon::new(&broker);
+    daemon.configure_mqtt("discovery = 'ha'\n");
+    daemon.start();
+    let old = "ha/device/vggd-test/config";
+    assert_eq!(witness.next("config").topic, old);
+    // However it ended.
+    daemon.end("KILL");
+    daemon.replace("discovery = 'ha'\n", "discovery = 'home'\n");
+    daemon.start();
+    let told = [witness.next("config"), witness.next("config")];
+    let told = told.map(|message| (message.topic, message.payload.is_empty()));
+    let new = "home/device/vggd-test/config";
+    assert_eq!(told, [(old.to_owned(), true), (new.to_owned(), false)]);
+    assert!(daemon.end("TERM").success());
+
+    daemon.replace("topic = 'vggd/test'", "topic = 'vggd/other'");
+    daemon.start();
+    let told = [witness.next("config"), witness.next("config")];
+    let told = told.map(|message| (message.topic, message.payload.is_empty()));
+    let newest = "home/device/vggd-other/config";
+    assert_eq!(told, [(newest.to_owned(), false), (new.to_owned(), true)]);
+    assert!(daemon.end("TERM").success());
+    // It is not taken back for ever: another device may be called that by now.
+    daemon.start();
+    assert_eq!(witness.next("config").topic, newest);
+    witness.next("pause");
+    assert!(daemon.end("TERM").success());
+    assert!(witness.rest("config").is_empty());
+}
+
+#[test]
 fn a_command_goes_with_the_daemon() {
     let broker = Broker::running();
     let witness = broker.subscribe();
