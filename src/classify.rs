@@ -339,7 +339,7 @@ impl Classifier {
         let Some(file) = frame.file.as_ref().map(|file| file.name.clone()) else {
             if !std::mem::replace(&mut last.broken, true) {
                 tracing::warn!(source = self.source, error = reason, "a frame is broken");
-                (self.failed)(Failure::new("frame", None, reason));
+                (self.failed)(Failure::new("frame", None, reason).about(&frame.id));
             }
             return;
         };
@@ -349,7 +349,7 @@ impl Classifier {
             return;
         }
         tracing::warn!(source = self.source, file, error = reason, "photo rejected");
-        let failure = Failure::new("photo", Some(file), reason.clone());
+        let failure = Failure::new("photo", Some(file), reason.clone()).about(&frame.id);
         self.keeper.keep(frame, Kind::Failure, Some(reason), |_| event::json(&failure));
     }
 }
