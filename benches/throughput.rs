@@ -121,7 +121,11 @@ async fn measure(config: &Config, set: &ModelSet) -> (f64, u64) {
     let handoff = Arc::new(Handoff::default());
     let (frames, given) = (handoff.clone(), source.clone());
     let capture = std::thread::spawn(move || given.run(&frames, &|_| {}));
-    let (frames, interval) = (handoff.clone(), config.outbox.interval());
+    let frames = handoff.clone();
+    let interval = match config.outbox.sync {
+        Sync::Always => Duration::ZERO,
+        Sync::Interval | Sync::Never => config.outbox.interval(),
+    };
     let start = Instant::now();
     let classify = std::thread::spawn(move || classifier.run(&frames).unwrap());
     while start.elapsed() < RUN {

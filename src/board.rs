@@ -40,14 +40,18 @@ impl Scene {
 
 impl Board {
     /// A board that says nothing yet but how Home Assistant shows this device; what is on it, for the
-    /// publisher. `variants` may be chosen, `auto` too if it is `automatic`.
+    /// publisher. `variants` may be chosen, `auto` too if it is `automatic`. Under `former` topics
+    /// Home Assistant shall forget it.
     pub fn new(
         config: &Config,
         variants: &[String],
         automatic: bool,
+        former: &[String],
     ) -> (Self, watch::Receiver<Retained>) {
         let device = homeassistant::discovery(config, variants, automatic);
-        let (told, retained) = watch::channel(Retained::from([(device.topic, device.payload)]));
+        let mut told: Retained = former.iter().map(|topic| (topic.clone(), Vec::new())).collect();
+        told.insert(device.topic, device.payload);
+        let (told, retained) = watch::channel(told);
         let scene = Scene {
             kind: config.source.kind,
             condition: Condition::default(),

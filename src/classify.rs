@@ -112,7 +112,7 @@ pub struct Keeper {
     source: Arc<dyn Source>,
     /// Called with each record.
     fresh: Box<dyn Fn() + Send + Sync>,
-    /// Frames whose records are not safe yet, oldest first.
+    /// Photos whose records are not safe yet, oldest first.
     waiting: Mutex<VecDeque<Kept>>,
 }
 
@@ -145,8 +145,11 @@ impl Keeper {
         json: impl FnOnce(u64) -> Vec<u8>,
     ) {
         let number = self.outbox.append(kind, &frame.id, json);
+        // What is not a file is gone anyway: nobody has to hold it until its prediction is safe.
+        if frame.file.is_some() {
+            self.lock().push_back(Kept { number, frame, rejected });
+        }
         (self.fresh)();
-        self.lock().push_back(Kept { number, frame, rejected });
         self.settle();
     }
 
@@ -352,12 +355,17 @@ impl Classifier {
                     1 => String::new(),
                     _ => format!(" (and {} frames before it)", frames - 1),
                 };
-                (self.failed)(Failure::new("frame", None, reason + &before));
+                (self.failed)(Failure::new("frame", None, reason + &before).about(&frame.id));
             }
             return;
         };
+        if self.keeper.outbox.knows(&frame.id) == Some(Kind::Failure) {
+            tracing::debug!(id = frame.id, error = reason, "was rejected before the last stop");
+            self.keeper.let_go(&frame, Some(&reason));
+            return;
+        }
         tracing::warn!(source = self.source, file, error = reason, "photo rejected");
-        let failure = Failure::new("photo", Some(file), reason.clone());
+        let failure = Failure::new("photo", Some(file), reason.clone()).about(&frame.id);
         self.keeper.keep(frame, Kind::Failure, Some(reason), |_| event::json(&failure));
     }
 }

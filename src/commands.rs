@@ -141,6 +141,7 @@ pub(crate) fn check(config: &Config, json: bool) -> Result<()> {
     let set = daemon::model_set(config)?;
     daemon::configured_variant(config, &set)?;
     let chooser = daemon::configured_chooser(config, &set)?;
+    daemon::check_labels(config, &set)?;
     verify(&set).map_err(|error| config.wrong("model.set", config.model.set.display(), error))?;
     daemon::configured_source(config)?;
     connection::check(config)?;

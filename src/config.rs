@@ -62,7 +62,7 @@ pub struct Source {
     settle_ms: u64,
     pub device: String,
     size: String,
-    pub rate: u32,
+    pub rate: f64,
     pub format: Format,
     pub command: String,
     timeout_s: u64,
@@ -432,6 +432,11 @@ impl Outbox {
         self.directory.with_file_name("photos.done")
     }
 
+    /// The file beside it that remembers where Home Assistant was told of this device.
+    pub fn told(&self) -> PathBuf {
+        self.directory.with_file_name("homeassistant.told")
+    }
+
     /// The longest time after which predictions are brought to the disk, for [`Sync::Interval`].
     pub fn interval(&self) -> Duration {
         Duration::from_millis(self.sync_ms)
@@ -608,7 +613,7 @@ impl Config {
         let size = &source.size;
         check(parse_size(size).is_some(), "source.size", size, "must be like 640x480")?;
         let rate = source.rate;
-        check((1..=1000).contains(&rate), "source.rate", &rate, "must be from 1 to 1000")?;
+        check((0.1..=1000.0).contains(&rate), "source.rate", &rate, "must be from 0.1 to 1000")?;
         let camera = source.kind != SourceKind::Camera || !source.device.is_empty();
         check(camera, "source.device", &"", "names no camera")?;
         let command = source.kind != SourceKind::Stream || !source.command.trim().is_empty();
@@ -814,7 +819,7 @@ fn plain(value: &toml::Value) -> String {
 }
 
 /// Levenshtein distance.
-fn distance(a: &str, b: &str) -> usize {
+pub fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.chars().count()).collect();
     for (i, x) in a.chars().enumerate() {
         let mut diagonal = std::mem::replace(&mut row[0], i + 1);

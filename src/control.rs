@@ -80,8 +80,8 @@ pub struct State {
     pub paused: bool,
 }
 
-/// The longest payload that is looked at.
-const LONGEST: usize = 256;
+/// The longest payload that is looked at, in bytes.
+pub const LONGEST: usize = 256;
 
 impl Order {
     /// The order that a message gives, `name` being the part of its topic before `/set`.
@@ -90,11 +90,13 @@ impl Order {
     /// What is wrong with it, in a sentence for whoever sent it.
     pub fn parse(name: &str, payload: &[u8]) -> Result<Self, String> {
         let wrong = |problem: &str| Err(format!("{name}/set: {problem}"));
-        let text = match std::str::from_utf8(payload) {
-            Ok(text) if text.len() <= LONGEST => text.trim(),
-            Ok(_) => return wrong("the message is too long"),
-            Err(_) => return wrong("the message is not UTF-8"),
+        if payload.len() > LONGEST {
+            return wrong("the message is too long");
+        }
+        let Ok(text) = std::str::from_utf8(payload) else {
+            return wrong("the message is not UTF-8");
         };
+        let text = text.trim();
         match name {
             "variant" => match text {
                 "" => wrong("names no variant"),

@@ -19,9 +19,12 @@ use tokio::sync::{Notify, mpsc, oneshot, watch as flag};
 use crate::board::Board;
 use crate::classify::{Classifier, Gate, Keeper, Seen};
 use crate::compare::{Comparing, Step, Turn, compare};
-use crate::config::{Config, ConfigError, Image, LIVE, Policy, ProfileWhen, SourceKind, Sync};
+use crate::config::{
+    self, Config, ConfigError, Image, LIVE, Policy, ProfileWhen, SourceKind, Sync,
+};
 use crate::control::{Asked, Chooser, Order};
 use crate::event::{self, Comparison, Failure};
+use crate::homeassistant::{self, Known};
 use crate::lineup::{self, Lineup};
 use crate::manifest::{ModelSet, Variant};
 use crate::metrics::Metrics;
@@ -29,7 +32,6 @@ use crate::model::{Engine, Model, ModelError};
 use crate::outbox::Outbox;
 use crate::overview::{History, Overview};
 use crate::pipeline::Pipeline;
-use crate::preprocess;
 use crate::profile::Profiles;
 use crate::publish::connection;
 use crate::publish::{Channels, Health, Notice, Publisher, Retained};
@@ -115,6 +117,22 @@ pub fn configured_chooser(config: &Config, set: &ModelSet) -> Result<Chooser, Co
     }
 }
 
+/// Looks whether every configured label is one of `set`.
+///
+/// # Errors
+/// [`ConfigError`] with the one that is not, and the label that comes nearest.
+pub fn check_labels(config: &Config, set: &ModelSet) -> Result<(), ConfigError> {
+    let unknown = config.state.labels.iter().find(|label| !set.labels.contains(label));
+    unknown.map_or(Ok(()), |label| {
+        let nearest = set.labels.iter().min_by_key(|known| config::distance(label, known));
+        let path = set.directory.join(&set.manifest.labels);
+        let nearest = nearest.map(|nearest| format!(", did you mean '{nearest}'?"));
+        let nearest = nearest.unwrap_or_default();
+        let problem = format!("is not a line of {}{nearest}", path.display());
+        Err(config.wrong("state.labels", label, problem))
+    })
+}
+
 /// The configured source of frames.
 ///
 /// # Errors
@@ -149,6 +167,7 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     crate::logging::start(config.log.level.as_str());
     let set = model_set(&config)?;
     let chooser = configured_chooser(&config, &set)?;
+    check_labels(&config, &set)?;
     connection::check(&config)?;
     web::check(&config)?;
     let path = config.outbox.directory.display();
@@ -176,10 +195,18 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     let miss_rate = config.model.miss_rate;
     let lineup = Lineup::new(&set, &engine, model, chooser, budget, miss_rate, limit)?;
     let fresh = Arc::new(Notify::new());
-    let tell = fresh.clone();
-    let keeper = Keeper::new(outbox.clone(), source.clone(), move || tell.notify_one());
+    let (wake, woken) = std_mpsc::sync_channel(1);
+    let (tell, appended, sync) = (fresh.clone(), wake.clone(), config.outbox.sync);
+    let keeper = Keeper::new(outbox.clone(), source.clone(), move || {
+        tell.notify_one();
+        if sync == Sync::Always {
+            // If there is no room, it was told already, and has yet to look.
+            appended.try_send(Wake::Appended).ok();
+        }
+    });
     let automatic = lineup::evaluated(&set).is_ok();
-    let (board, retained) = Board::new(&config, &set.names(), automatic);
+    let known = Known::open(&config.outbox.told(), homeassistant::described(&config));
+    let (board, retained) = Board::new(&config, &set.names(), automatic, known.former());
     let (handoff, health) = (Arc::<Handoff>::default(), Arc::<Health>::default());
     let kept = Pulse::default();
     let pulses = vec![
@@ -216,11 +243,23 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
         overview: Arc::new(overview),
         profiling: false,
     };
+    let done = daemon.overview.health.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = runtime.block_on(daemon.run(retained, start, stop));
+    let ended = runtime.block_on(daemon.run(retained, start, (wake, woken), stop));
+    if done.done() {
+        known.taken_back();
+    }
     // A model that is still being loaded, or a name that is still being looked up, does not count.
     runtime.shutdown_background();
     ended
+}
+
+/// What the thread that keeps predictions is told.
+enum Wake {
+    /// There is one that shall be brought to the disk at once.
+    Appended,
+    /// There are no more.
+    Stop,
 }
 
 struct Daemon {
@@ -244,6 +283,7 @@ impl Daemon {
         mut self,
         retained: flag::Receiver<Retained>,
         start: service::Start,
+        (wake, woken): (std_mpsc::SyncSender<Wake>, std_mpsc::Receiver<Wake>),
         asked: impl Future<Output = ()>,
     ) -> Result<()> {
         let mut asked = pin!(asked);
@@ -273,7 +313,7 @@ impl Daemon {
         };
         let publisher = tokio::spawn(Publisher::new(&self.config, channels).run());
 
-        let (keep, mut keep_ended, stop_keeping) = self.keep()?;
+        let (keep, mut keep_ended) = self.keep(woken)?;
         let (capture, mut capture_ended) = self.capture(notices.clone())?;
         let (pictures, pictured) = mpsc::channel(1);
         let (classify, mut classify_ended) = self.classify(notices.clone(), pictures)?;
@@ -317,7 +357,7 @@ impl Daemon {
         let joined = tokio::task::spawn_blocking(move || {
             join(classify)?;
             join(capture)?;
-            drop(stop_keeping);
+            wake.send(Wake::Stop).ok();
             join(keep)
         });
         let joined = joined.await?;
@@ -328,26 +368,28 @@ impl Daemon {
         joined
     }
 
-    /// Starts the thread that brings predictions safely to the disk, and then lets their photos go.
-    fn keep(&self) -> Result<(Thread, oneshot::Receiver<()>, std_mpsc::Sender<()>)> {
+    /// Starts the thread that brings predictions safely to the disk, as many at once as there are by then,
+    /// and then lets their photos go.
+    fn keep(&self, woken: std_mpsc::Receiver<Wake>) -> Result<(Thread, oneshot::Receiver<()>)> {
         let (outbox, keeper) = (self.overview.outbox.clone(), self.keeper.clone());
         let pulse = self.kept.clone();
         let pause = match self.config.outbox.sync {
             Sync::Interval => self.config.outbox.interval(),
             Sync::Always | Sync::Never => KEEP_EVERY,
         };
-        let (stop, stopped) = std_mpsc::channel::<()>();
-        let (thread, ended) = spawn("keep", move || {
+        spawn("keep", move || {
             loop {
-                let goes_on = pulse.receive(&stopped, pause) == Err(RecvTimeoutError::Timeout);
+                let goes_on = match pulse.receive(&woken, pause) {
+                    Ok(Wake::Appended) | Err(RecvTimeoutError::Timeout) => true,
+                    Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => false,
+                };
                 outbox.flush();
                 keeper.settle();
                 if !goes_on {
                     return Ok(());
                 }
             }
-        })?;
-        Ok((thread, ended, stop))
+        })
     }
 
     /// Starts the thread that frames come from.
@@ -486,8 +528,7 @@ impl Daemon {
         let pipeline = Pipeline::new(&self.overview.set, &self.config.source);
         let most = self.config.state.image_bytes();
         tokio::task::spawn_blocking(move || {
-            let decoded = pipeline.decode(&mut Picture::clone(&picture)).ok()?;
-            let jpeg = preprocess::to_jpeg(&decoded.photo, most)?;
+            let jpeg = pipeline.to_jpeg(&picture, most)?;
             notices.try_send(Notice::new("image", jpeg)).ok()
         });
     }
@@ -625,6 +666,7 @@ impl Daemon {
             tracing::warn!(keys = ?later, "changed keys take effect at the next start");
         }
         configured_variant(&new, &self.overview.set).map_err(Refused::Configuration)?;
+        check_labels(&new, &self.overview.set).map_err(Refused::Configuration)?;
         let chooser =
             configured_chooser(&new, &self.overview.set).map_err(Refused::Configuration)?;
         let is_new = |key: &str| changed.iter().any(|other| other == key);

@@ -59,6 +59,9 @@ pub struct Failure {
     /// The photo's name, for kind `photo`.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "name_if_any")]
     pub file: Option<String>,
+    /// Id of the photo or frame, for kinds `photo` and `frame`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// What was wrong.
     #[serde(serialize_with = "sentence")]
     pub message: String,
@@ -82,7 +85,13 @@ impl Prediction {
 impl Failure {
     /// A failure of now.
     pub fn new(kind: &'static str, file: Option<String>, message: String) -> Self {
-        Self { schema: SCHEMA, at: timestamp(SystemTime::now()), kind, file, message }
+        let at = timestamp(SystemTime::now());
+        Self { schema: SCHEMA, at, kind, file, id: None, message }
+    }
+
+    /// The same, about the frame of that id.
+    pub fn about(self, id: &str) -> Self {
+        Self { id: Some(id.to_owned()), ..self }
     }
 }
 
@@ -342,6 +351,7 @@ mod tests {
                 at: String::new(),
                 kind: "photo",
                 file: Some(letter.repeat(4 << 10)),
+                id: Some("0123456789abcdef".to_owned()),
                 message: letter.repeat(1 << 20),
             };
             let prediction = Prediction {

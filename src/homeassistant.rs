@@ -1,11 +1,14 @@
 //! What Home Assistant is told so that it finds this device by itself: one retained message that
-//! describes all of it (MQTT device discovery). Pure: it knows topics, and the keys of the messages on
-//! them, but no transport.
+//! describes all of it (MQTT device discovery). It knows topics, and the keys of the messages on them, but
+//! no transport; what was told where before is in `known`.
+
+mod known;
 
 use serde_json::{Map, Value, json};
 
 use crate::config::{Config, Image, SourceKind};
 use crate::event::LONGEST_MS;
+pub use known::Known;
 
 /// The prefix that Home Assistant listens to unless it was changed there.
 const USUAL_PREFIX: &str = "homeassistant";
@@ -40,6 +43,12 @@ pub fn discovery(config: &Config, variants: &[String], automatic: bool) -> Messa
             Message { topic: topic(prefix, &id), payload: device.to_string().into_bytes() }
         }
     }
+}
+
+/// Where the message that describes this device goes; nowhere with discovery switched off.
+pub fn described(config: &Config) -> Option<String> {
+    let prefix = &config.mqtt.discovery;
+    (!prefix.is_empty()).then(|| topic(prefix, &id(&config.mqtt.topic())))
 }
 
 fn topic(prefix: &str, id: &str) -> String {

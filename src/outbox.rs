@@ -140,11 +140,10 @@ impl OutboxError {
     }
 }
 
-/// The queue. All methods may be called from any thread; only [`append`](Self::append) and
-/// [`flush`](Self::flush) wait for the disk, and hold up nobody else meanwhile.
+/// The queue. All methods may be called from any thread; only [`flush`](Self::flush) waits for the disk, and
+/// holds up nobody else meanwhile.
 pub struct Outbox {
     durable: bool,
-    always: bool,
     state: Mutex<State>,
     /// Whoever brings something to the disk. Locked before `state`.
     syncing: Mutex<()>,
@@ -159,7 +158,6 @@ impl Outbox {
         let settings = settings.into();
         Ok(Self {
             durable: settings.durable(),
-            always: settings.sync == config::Sync::Always,
             state: Mutex::new(State::open(settings)?),
             syncing: Mutex::default(),
         })
@@ -172,11 +170,7 @@ impl Outbox {
     /// While the disk refuses it, it is held in memory with up to 1,000 others, of which the oldest are
     /// dropped. One of more than 256 KiB is dropped at once, and its number is 0.
     pub fn append(&self, kind: Kind, id: &str, payload: impl FnOnce(u64) -> Vec<u8>) -> u64 {
-        let number = self.state().append(kind, id, payload);
-        if self.always {
-            self.sync();
-        }
-        number
+        self.state().append(kind, id, payload)
     }
 
     /// The oldest record after number `after` that is not acknowledged, if there is one now.
@@ -202,8 +196,9 @@ impl Outbox {
         self.state().knows(id)
     }
 
-    /// Brings to the disk what is not there yet. Whoever opened the outbox calls it once in each
-    /// [`config::Outbox::interval`] and before the end, on a thread that may wait.
+    /// Brings to the disk what is not there yet, however many records at once. Whoever opened the outbox
+    /// calls it once in each [`config::Outbox::interval`], after records are appended for
+    /// [`config::Sync::Always`], and before the end, on a thread that may wait.
     pub fn flush(&self) {
         self.state().try_again();
         self.sync();

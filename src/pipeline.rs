@@ -141,6 +141,13 @@ impl Pipeline {
         Prepared { input, decode: decoded.took, preprocess: start.elapsed() }
     }
 
+    /// What is looked at of a picture, as a JPEG of at most `most` bytes: turned and cut as it is
+    /// classified, before that is made square. Nothing if it cannot be decoded or be that small.
+    pub fn to_jpeg(&self, picture: &Picture, most: usize) -> Option<Vec<u8>> {
+        let decoded = self.decode(&mut picture.clone()).ok()?;
+        preprocess::to_jpeg(&self.framing.cut(&decoded.photo), most)
+    }
+
     /// A small picture of a photo, to compare it with others.
     pub fn thumb(&self, decoded: &Decoded) -> Thumb {
         Thumb::new(&decoded.photo, &self.framing, self.rule.resize)

@@ -26,7 +26,7 @@ use tokio::time::{sleep, timeout, timeout_at};
 
 use self::connection::Trouble;
 use crate::config::{Config, ConfigError};
-use crate::control::Asked;
+use crate::control::{Asked, LONGEST};
 use crate::event::{self, Failure, Prediction};
 use crate::homeassistant;
 use crate::outbox::{Kind, Outbox, Record};
@@ -38,17 +38,23 @@ const UNACKNOWLEDGED: usize = 16;
 /// Other messages that may be.
 const BESIDES: usize = 32;
 
-/// A broker that acknowledges nothing for this long is as good as gone.
+/// A broker that acknowledges nothing for this long is as good as gone, or for `mqtt.keep_alive_s`, if that
+/// is shorter.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long a stop waits for the last acknowledgements.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The largest packet that comes in, in bytes.
-const SMALL: usize = 10 << 10;
+/// The largest packet that comes in, in bytes. Orders are much smaller, but what is too long to be one
+/// shall be refused as an order is, and not end the connection.
+const INCOMING: usize = 1 << 20;
 
 /// The largest that goes out, a picture.
-const LARGE: usize = 5 << 20;
+const OUTGOING: usize = 5 << 20;
+
+/// How long nobody listens to orders after a packet that was larger still. A broker gives one that is
+/// retained again as soon as somebody listens.
+const DEAF: Duration = Duration::from_secs(600);
 
 /// The pause before the first new attempt, and the longest one.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
@@ -107,6 +113,7 @@ pub struct Health {
     pulse: Pulse,
     connected: AtomicBool,
     reconnects: AtomicU64,
+    done: AtomicBool,
 }
 
 impl Health {
@@ -118,6 +125,11 @@ impl Health {
     /// Whether there is a connection.
     pub fn connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Whether the last connection ended in order, and all that holds was told before.
+    pub fn done(&self) -> bool {
+        self.done.load(Ordering::Relaxed)
     }
 
     /// How often there was one again.
@@ -133,6 +145,8 @@ pub struct Publisher {
     channels: Channels,
     /// The last record that was sent, in this connection or one before.
     sent: u64,
+    /// Until when orders are not listened to.
+    deaf_until: Option<Instant>,
 }
 
 enum End {
@@ -145,7 +159,13 @@ enum End {
 impl Publisher {
     /// A publisher that connects as `config` says.
     pub fn new(config: &Config, channels: Channels) -> Self {
-        Self { config: config.clone(), topic: config.mqtt.topic(), channels, sent: 0 }
+        Self {
+            config: config.clone(),
+            topic: config.mqtt.topic(),
+            channels,
+            sent: 0,
+            deaf_until: None,
+        }
     }
 
     /// Connects, and again whenever the connection is lost, until stopped.
@@ -169,6 +189,11 @@ impl Publisher {
             let error = trouble.to_string();
             let is_new = !std::mem::replace(&mut away, true);
             match trouble.is_lasting() {
+                _ if trouble.is_flooding() => {
+                    let minutes = DEAF.as_secs() / 60;
+                    tracing::error!(broker, %error, minutes, "orders are not heard for a while");
+                    self.deaf_until = Some(Instant::now() + DEAF);
+                }
                 true if is_new || refusal.as_ref() != Some(&error) => {
                     tracing::error!(broker, %error, "the broker cannot be used, predictions wait");
                     refusal = Some(error);
@@ -199,6 +224,7 @@ impl Publisher {
             &mut self.channels;
         // Dropping a poll half-way would lose its progress, so the event loop has a task of its own.
         let (signals, mut connection) = mpsc::channel(1);
+        let patience = ACKNOWLEDGE_WITHIN.min(self.config.mqtt.keep_alive());
         let birth = homeassistant::birth(&self.config);
         let topic = self.topic.clone();
         let inbox = Inbox { topic: topic.clone(), birth: birth.clone(), orders: orders.clone() };
@@ -209,7 +235,7 @@ impl Publisher {
                     return End::Lost(Trouble::connecting(&error, &self.config));
                 },
                 Some(Signal::Connected | Signal::Born) => {}
-                None => return End::Lost(silent()),
+                None => return End::Lost(silent(patience)),
             },
             () = told(stop) => return End::Stopped,
         }
@@ -218,17 +244,21 @@ impl Publisher {
         health.reconnects.fetch_add(u64::from(std::mem::take(away)), Ordering::Relaxed);
         let mut link = Link { client, topic, told: Retained::new() };
         link.retain("status", "online").await;
-        link.listen(birth).await;
+        let mut is_listening = false;
 
         let config = self.config.clone();
         let lost = |signal: Option<Signal>| match signal {
             Some(Signal::Lost(error)) => End::Lost(Trouble::lost(&error, &config)),
-            _ => End::Lost(silent()),
+            _ => End::Lost(silent(patience)),
         };
         let (mut waiting, mut position) = (VecDeque::new(), 0);
         let (mut ended, mut last_call, mut due) = (false, None, true);
         loop {
             health.pulse.beat();
+            if !is_listening && self.deaf_until.is_none_or(|end| Instant::now() >= end) {
+                link.listen(birth.as_deref()).await;
+                is_listening = true;
+            }
             let open = last_call.is_none_or(|last_call| Instant::now() < last_call);
             while open && waiting.len() < UNACKNOWLEDGED {
                 let Some(record) = outbox.next(position) else { break };
@@ -245,19 +275,20 @@ impl Publisher {
                 link.retain("status", "offline").await;
                 link.client.disconnect().await.ok();
                 timeout(GRACE, connection.recv()).await.ok();
+                health.done.store(!due, Ordering::Relaxed);
                 return End::Stopped;
             }
             tokio::select! {
                 // What was acknowledged counts, even if the connection is lost at the same moment.
                 biased;
-                heard = front(&mut waiting, last_call) => match heard {
+                heard = front(&mut waiting, patience, last_call) => match heard {
                     Some(Some(number)) => {
                         waiting.pop_front();
                         outbox.acknowledge(number);
                     }
                     Some(None) => return lost(connection.recv().await),
                     None if last_call.is_some() => return End::Stopped,
-                    None => return End::Lost(silent()),
+                    None => return End::Lost(silent(patience)),
                 },
                 signal = connection.recv() => match signal {
                     Some(Signal::Connected) => {}
@@ -285,14 +316,14 @@ impl Publisher {
         let mut options = connection::options(&self.config)?;
         let status = format!("{}/status", self.topic);
         options.set_last_will(LastWill::new(status, "offline", QoS::AtLeastOnce, true));
-        options.set_max_packet_size(SMALL, LARGE);
+        options.set_max_packet_size(INCOMING, OUTGOING);
         options.set_inflight((UNACKNOWLEDGED + BESIDES) as u16);
         Ok(options)
     }
 }
 
-fn silent() -> Trouble {
-    let seconds = ACKNOWLEDGE_WITHIN.as_secs();
+fn silent(patience: Duration) -> Trouble {
+    let seconds = patience.as_secs();
     Trouble::Passing(format!("the broker acknowledged nothing for {seconds} s"))
 }
 
@@ -304,10 +335,14 @@ struct Sent {
 }
 
 /// The number of the oldest record if it was acknowledged, no number if it never will be, or nothing when
-/// that takes too long or longer than `last_call`; waits for ever if there is none.
-async fn front(waiting: &mut VecDeque<Sent>, last_call: Option<Instant>) -> Option<Option<u64>> {
+/// that takes longer than `patience` or `last_call`; waits for ever if there is none.
+async fn front(
+    waiting: &mut VecDeque<Sent>,
+    patience: Duration,
+    last_call: Option<Instant>,
+) -> Option<Option<u64>> {
     let Some(sent) = waiting.front_mut() else { return std::future::pending().await };
-    let deadline = sent.at + ACKNOWLEDGE_WITHIN;
+    let deadline = sent.at + patience;
     let deadline = last_call.map_or(deadline, |last_call| last_call.min(deadline));
     let acknowledged = timeout_at(deadline.into(), &mut sent.acknowledged).await.ok()?;
     Some(acknowledged.then_some(sent.number))
@@ -335,6 +370,7 @@ impl Inbox {
         }
         let name = topic.strip_prefix(&self.topic).and_then(|rest| rest.strip_prefix('/'));
         let name = name.and_then(|name| name.strip_suffix("/set"))?;
+        let payload = &payload[..payload.len().min(LONGEST + 1)];
         if retained {
             tracing::warn!(topic, "retained order ignored, send it without retaining");
         } else if self.orders.try_send(Asked::new(name.to_owned(), payload.to_owned())).is_err() {
@@ -430,9 +466,9 @@ impl Link {
     }
 
     /// Asks for orders, and for news of Home Assistant.
-    async fn listen(&self, birth: Option<String>) {
+    async fn listen(&self, birth: Option<&str>) {
         let orders = format!("{}/+/set", self.topic);
-        for topic in std::iter::once(orders).chain(birth) {
+        for topic in std::iter::once(orders.as_str()).chain(birth) {
             self.client.subscribe(topic, QoS::AtLeastOnce).await.ok();
         }
     }

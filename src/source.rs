@@ -154,6 +154,11 @@ impl Handoff {
         self.fill(slot, frame)
     }
 
+    /// Counts so many frames as dropped that never came here, because newer ones were there already.
+    pub fn dropped_before(&self, count: u64) {
+        self.lock().dropped += count;
+    }
+
     fn fill(&self, mut slot: MutexGuard<'_, Slot>, frame: Frame) -> bool {
         if !slot.closed {
             slot.frame = Some(frame);

@@ -41,10 +41,8 @@ use crate::control::Asked;
 use crate::event::{self, milliseconds};
 use crate::overview::Overview;
 use crate::pipeline::Pipeline;
-use crate::preprocess;
 use crate::secret;
 use crate::service::STUCK_AFTER;
-use crate::source::Picture;
 
 /// Connections at once; more wait.
 const CONNECTIONS: usize = 64;
@@ -267,8 +265,7 @@ async fn frame(State(web): State<Arc<Web>>) -> Result<Response, Refusal> {
         if let Some((_, jpeg)) = made.as_ref().filter(|(id, _)| *id == seen.prediction.id) {
             return Some(jpeg.clone());
         }
-        let decoded = pipeline.decode(&mut Picture::clone(&seen.picture)).ok()?;
-        let jpeg = Bytes::from(preprocess::to_jpeg(&decoded.photo, most)?);
+        let jpeg = Bytes::from(pipeline.to_jpeg(&seen.picture, most)?);
         *made = Some((seen.prediction.id.clone(), jpeg.clone()));
         Some(jpeg)
     });

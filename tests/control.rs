@@ -107,6 +107,43 @@ fn a_variant_is_ordered_and_the_configuration_wins_after_a_restart() {
 }
 
 #[test]
+fn orders_of_any_size_that_were_left_behind_stop_nothing() {
+    for (length, is_heard) in [(11_000, true), (3_000_000, false)] {
+        let broker = Broker::running();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("order");
+        fs::write(&file, vec![b'x'; length]).unwrap();
+        broker.publish_file("vggd/test/variant/set", &file, &["-r"]);
+        let witness = broker.subscribe();
+        let mut daemon = Daemon::started(&broker);
+        daemon.drop_photo("a.jpg", &jpeg(1));
+        assert_eq!(witness.next("prediction").json()["file"], "a.jpg");
+        until("the photo is done", || daemon.list("done") == ["a.jpg"]);
+        match is_heard {
+            true => {
+                broker.publish("vggd/test/budget/set", "5", &[]);
+                until("the order is carried out", || witness.next("budget").payload == "5");
+                broker.publish_file("vggd/test/pause/set", &file, &[]);
+                let error = witness.next("error").json();
+                assert_eq!(error["message"], "pause/set: the message is too long");
+            }
+            false => {
+                until("it is named", || {
+                    daemon.log().contains("bytes on vggd/test/+/set: if it is retained")
+                });
+                daemon.drop_photo("b.jpg", &jpeg(2));
+                let next = || witness.next("prediction").json()["file"] == "b.jpg";
+                until("the second prediction", next);
+            }
+        }
+        let log = daemon.log();
+        let told = log.lines().filter(|line| line.contains("orders are not heard for a while"));
+        assert_eq!(told.count(), usize::from(!is_heard), "{log}");
+        assert!(daemon.end("TERM").success());
+    }
+}
+
+#[test]
 fn photos_wait_during_a_pause() {
     let broker = Broker::running();
     let witness = broker.subscribe();
@@ -172,6 +209,31 @@ fn every_variant_is_compared_on_the_last_frame() {
     assert_eq!((&cards[0]["agrees"], &cards[0]["speedup"]), (&true.into(), &1.0.into()));
     // The same photo, the same answer.
     assert_eq!(cards[0]["top"], prediction["top"]);
+}
+
+#[test]
+fn a_label_that_no_class_has_is_refused_with_the_nearest() {
+    let labels = fs::read_to_string(models().join("labels.txt")).unwrap();
+    let known = labels.lines().nth(3).unwrap();
+    let daemon = Daemon::new(&Broker::absent());
+    let text = fs::read_to_string(daemon.config()).unwrap();
+    let config = daemon.config().display().to_string();
+    for (label, is_known) in [(known.to_owned(), true), (format!("{known}x"), false)] {
+        fs::write(daemon.config(), format!("{text}[state]\nlabels = ['{label}']\n")).unwrap();
+        for command in if is_known { vec!["check"] } else { vec!["check", "run"] } {
+            let output = common::vggd()
+                .args([command, "--config", &config])
+                .current_dir(daemon.incoming().parent().unwrap())
+                .output()
+                .unwrap();
+            let error = String::from_utf8_lossy(&output.stderr);
+            let expected = if is_known { 0 } else { 78 };
+            assert_eq!(output.status.code(), Some(expected), "{command}: {error}");
+            let named = error.contains(&format!("state.labels = '{label}': is not a line of"))
+                && error.contains(&format!("did you mean '{known}'?"));
+            assert_eq!(named, !is_known, "{error}");
+        }
+    }
 }
 
 #[test]

@@ -348,6 +348,59 @@ fn what_was_sent_and_not_acknowledged_is_sent_again_and_says_so() {
 }
 
 #[test]
+fn a_photo_that_was_rejected_before_a_kill_is_told_of_once() {
+    let mut broker = Broker::absent();
+    let mut daemon = Daemon::new(&broker);
+    daemon.replace("sync = 'never'", "sync = 'interval'\nsync_ms = 60000");
+    daemon.start();
+    let bad: Vec<String> = (0..5).map(|number| format!("{number}.jpg")).collect();
+    for name in &bad {
+        daemon.drop_photo(name, b"no photo");
+    }
+    until("they are rejected", || daemon.log().matches("photo rejected").count() == bad.len());
+    // Neither the disk nor the broker has what was said of them, so they stay.
+    assert_eq!(daemon.list(""), bad);
+    daemon.end("KILL");
+
+    broker.start();
+    let witness = broker.subscribe();
+    daemon.start();
+    let mut ids: Vec<String> = Vec::new();
+    for _ in &bad {
+        let error = witness.next("error").json();
+        assert_eq!((&error["kind"], &error["message"]), (&"photo".into(), &NO_PHOTO.into()));
+        ids.push(error["id"].as_str().unwrap().to_owned());
+    }
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), bad.len());
+    until("they are put aside", || daemon.list("").is_empty());
+    assert_eq!(daemon.list("failed").len(), 2 * bad.len());
+    let reason = fs::read_to_string(daemon.incoming().join("failed/0.jpg.txt")).unwrap();
+    assert_eq!(reason.trim(), NO_PHOTO);
+    daemon.drop_photo("good.jpg", &jpeg(1));
+    witness.next("prediction");
+    assert!(witness.rest("error").is_empty());
+}
+
+const NO_PHOTO: &str = "not a JPEG, PNG or WebP image";
+
+#[test]
+fn photos_leave_when_their_predictions_are_on_the_disk() {
+    let broker = Broker::absent();
+    for sync in ["'always'", "'interval'\nsync_ms = 100"] {
+        let mut daemon = Daemon::new(&broker);
+        daemon.replace("sync = 'never'", &format!("sync = {sync}"));
+        for number in 0..20 {
+            daemon.drop_photo(&format!("{number}.jpg"), &jpeg(number));
+        }
+        daemon.start();
+        until("all photos are done", || daemon.list("done").len() == 20);
+        daemon.end("KILL");
+    }
+}
+
+#[test]
 fn a_kill_at_any_point_loses_nothing_and_the_will_speaks() {
     let broker = Broker::running();
     let witness = broker.subscribe();

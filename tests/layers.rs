@@ -62,7 +62,7 @@ fn an_outside_crate_is_named_in_one_place() {
         ("toml", "src/config src/manifest"),
         ("image", "src/preprocess"),
         ("zune_jpeg", "src/preprocess"),
-        ("nokhwa", "src/source/camera"),
+        ("v4l", "src/source/camera"),
         ("notify", "src/watch"),
         ("fastrand", "src/publish src/simulate src/source"),
         ("humantime", "src/event"),

@@ -4,6 +4,8 @@
 mod common;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 
 use common::{Broker, Daemon, jpeg, until};
@@ -74,6 +76,84 @@ fn a_picture_is_shown_when_it_is_asked_for() {
     assert!(!image.retained && image.bytes.len() <= 8 << 10, "{} bytes", image.bytes.len());
     let photo = decode(&image.bytes, &Limits::within(1 << 24)).unwrap();
     assert!((photo.width() * 3).abs_diff(photo.height() * 4) <= 4, "{photo:?}");
+}
+
+#[test]
+fn a_picture_shows_what_was_looked_at() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let state = "[state]\nimage = 'change'\nin_a_row = 1\nmin_confidence = 0.0\n";
+    let mut daemon = streaming(&broker, STEADY, state);
+    daemon.replace("[source]\n", "[source]\nrotate = 90\nregion = '0.5 0.25 0.5 0.5'\n");
+    let address = daemon.serve("frame = true");
+    daemon.start();
+    let told = witness.next("image").bytes;
+    let mut page = TcpStream::connect(&address).unwrap();
+    write!(page, "GET /api/v1/frame HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
+    let mut shown = Vec::new();
+    page.read_to_end(&mut shown).unwrap();
+    let body = shown.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+
+    let turned = image::imageops::rotate90(&common::photo(0));
+    let expected = image::imageops::crop_imm(&turned, 120, 80, 120, 160).to_image();
+    for jpeg in [told.as_slice(), &shown[body..]] {
+        let found = image::load_from_memory(jpeg).unwrap().to_rgb8();
+        assert_eq!(found.dimensions(), expected.dimensions());
+        let pairs = found.iter().zip(expected.iter());
+        let difference: u64 = pairs.map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+        assert!(difference < 20 * found.len() as u64, "{difference}");
+    }
+}
+
+#[test]
+fn what_is_seen_is_told_to_whoever_comes_late() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = streaming(&broker, STEADY, "[state]\nmin_confidence = 0.0\n");
+    daemon.start();
+    let mut seen = witness.next("state");
+    while seen.json()["label"].is_null() {
+        seen = witness.next("state");
+    }
+    let mut late = common::program("mosquitto_sub");
+    let port = broker.port.to_string();
+    late.args(["-h", "127.0.0.1", "-p", &port, "-t", "vggd/test/state", "-C", "1", "-W", "30"]);
+    let heard = late.args(["-F", "%r %p"]).output().unwrap().stdout;
+    let heard = String::from_utf8(heard).unwrap();
+    let (retained, payload) = heard.trim().split_once(' ').unwrap();
+    assert_eq!(retained, "1");
+    let payload: serde_json::Value = serde_json::from_str(payload).unwrap();
+    assert_eq!(payload["label"], seen.json()["label"]);
+}
+
+#[test]
+fn no_more_frames_are_classified_than_are_wanted() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = streaming(&broker, STEADY, "");
+    // One in three hours.
+    daemon.replace("[source]\n", "[source]\nmax_rate = 0.0001\n");
+    daemon.configure_mqtt("stats_s = 1\n");
+    daemon.start();
+    witness.next("prediction");
+    let dropped = || witness.next_of(&["stats", "prediction"]).json()["dropped"].as_u64();
+    until("many more have come", || dropped().expect("no further prediction") > 50);
+    broker.publish("vggd/test/snapshot/set", "", &[]);
+    witness.next("prediction");
+    let before = dropped().expect("no further prediction");
+    until("many more have come", || dropped().expect("no further one") > before + 50);
+}
+
+#[test]
+fn what_a_command_says_is_logged_without_logins() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let says = "echo no lens at rtsp://me:secret@camera/1 >&2";
+    let mut daemon = streaming(&broker, &format!("{says}; {STEADY}"), "");
+    daemon.start();
+    witness.next("prediction");
+    until("it is logged", || daemon.log().contains("no lens at rtsp://…@camera/1"));
+    assert!(!daemon.log().contains("secret"), "{}", daemon.log());
 }
 
 #[test]
@@ -157,6 +237,40 @@ fn home_assistant_learns_of_the_device_again_when_it_starts() {
     daemon.replace("discovery = 'homeassistant'\n", "");
     daemon.start();
     assert_eq!(witness.next("config").payload, "");
+}
+
+#[test]
+fn home_assistant_forgets_the_device_under_an_old_prefix_or_topic() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = Daemon::new(&broker);
+    daemon.configure_mqtt("discovery = 'ha'\n");
+    daemon.start();
+    let old = "ha/device/vggd-test/config";
+    assert_eq!(witness.next("config").topic, old);
+    // However it ended.
+    daemon.end("KILL");
+    daemon.replace("discovery = 'ha'\n", "discovery = 'home'\n");
+    daemon.start();
+    let told = [witness.next("config"), witness.next("config")];
+    let told = told.map(|message| (message.topic, message.payload.is_empty()));
+    let new = "home/device/vggd-test/config";
+    assert_eq!(told, [(old.to_owned(), true), (new.to_owned(), false)]);
+    assert!(daemon.end("TERM").success());
+
+    daemon.replace("topic = 'vggd/test'", "topic = 'vggd/other'");
+    daemon.start();
+    let told = [witness.next("config"), witness.next("config")];
+    let told = told.map(|message| (message.topic, message.payload.is_empty()));
+    let newest = "home/device/vggd-other/config";
+    assert_eq!(told, [(newest.to_owned(), false), (new.to_owned(), true)]);
+    assert!(daemon.end("TERM").success());
+    // It is not taken back for ever: another device may be called that by now.
+    daemon.start();
+    assert_eq!(witness.next("config").topic, newest);
+    witness.next("pause");
+    assert!(daemon.end("TERM").success());
+    assert!(witness.rest("config").is_empty());
 }
 
 #[test]

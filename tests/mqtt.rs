@@ -347,19 +347,7 @@ fn a_refused_subscription_is_named_and_predictions_go_on() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut broker = Broker::absent();
     broker.port = listener.local_addr().unwrap().port();
-    let script = std::thread::spawn(move || {
-        let (mut socket, _) = listener.accept().unwrap();
-        answer(&mut socket, &[0x20, 2, 0, 0]);
-        while let Some((first, body)) = common::packet(&mut socket) {
-            let topic = body.get(..2).map_or(0, |n| usize::from(u16::from_be_bytes([n[0], n[1]])));
-            let reply = match first >> 4 {
-                8 => vec![0x90, 3, body[0], body[1], 0x80],
-                3 => vec![0x40, 2, body[2 + topic], body[3 + topic]],
-                _ => continue,
-            };
-            socket.write_all(&reply).unwrap();
-        }
-    });
+    let script = std::thread::spawn(move || serve(&mut listener.accept().unwrap().0, 0x80, true));
     let mut daemon = Daemon::started(&broker);
     daemon.drop_photo("a.jpg", &jpeg(1));
     until("the photo is done", || daemon.list("done") == ["a.jpg"]);
@@ -367,6 +355,95 @@ fn a_refused_subscription_is_named_and_predictions_go_on() {
     assert!(daemon.log().contains("vggd/test/+/set"));
     daemon.end("TERM");
     script.join().unwrap();
+}
+
+/// Answers all that a client sends as a broker does: subscriptions by `granted`, messages only if
+/// `acknowledges`. Returns the predictions when the connection ends.
+fn serve(socket: &mut TcpStream, granted: u8, acknowledges: bool) -> Vec<serde_json::Value> {
+    let mut predictions = Vec::new();
+    while let Some((first, body)) = common::packet(socket) {
+        let reply = match first >> 4 {
+            1 => vec![0x20, 2, 0, 0],
+            3 => {
+                let (topic, [high, low], payload) = common::published(first, &body).unwrap();
+                if topic.ends_with("/prediction") {
+                    predictions.push(serde_json::from_slice(payload).unwrap());
+                }
+                if !acknowledges {
+                    continue;
+                }
+                vec![0x40, 2, high, low]
+            }
+            8 => vec![0x90, 3, body[0], body[1], granted],
+            12 => vec![0xd0, 0],
+            _ => continue,
+        };
+        // The client may be gone by now.
+        socket.write_all(&reply).ok();
+    }
+    predictions
+}
+
+#[test]
+fn a_broker_that_acknowledges_nothing_is_connected_to_anew() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut broker = Broker::absent();
+    broker.port = listener.local_addr().unwrap().port();
+    let script = std::thread::spawn(move || {
+        let first = serve(&mut listener.accept().unwrap().0, 1, false);
+        let second = serve(&mut listener.accept().unwrap().0, 1, true);
+        [first, second]
+    });
+    let mut daemon = Daemon::new(&broker);
+    daemon.configure_mqtt("keep_alive_s = 5");
+    daemon.start();
+    daemon.drop_photo("a.jpg", &jpeg(1));
+    until("it is named", || daemon.log().contains("the broker acknowledged nothing for 5 s"));
+    until("it is connected again", || daemon.log().matches(" connected ").count() == 2);
+    assert!(daemon.end("TERM").success());
+    let [first, second] = script.join().unwrap();
+    let told = |predictions: &[serde_json::Value]| -> Vec<(String, bool)> {
+        let told = predictions.iter().map(|prediction| {
+            let file = prediction["file"].as_str().unwrap().to_owned();
+            (file, prediction["replayed"].as_bool().unwrap())
+        });
+        told.collect()
+    };
+    assert_eq!(told(&first), [("a.jpg".to_owned(), false)]);
+    assert_eq!(told(&second), [("a.jpg".to_owned(), true)]);
+    assert_eq!(first[0]["id"], second[0]["id"]);
+}
+
+#[test]
+fn a_broker_that_falls_silent_is_connected_to_anew() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = Daemon::new(&broker);
+    daemon.configure_mqtt("keep_alive_s = 5");
+    daemon.start();
+    daemon.drop_photo("a.jpg", &jpeg(1));
+    witness.next("prediction");
+    broker.signal("STOP");
+    until("it is noticed", || daemon.log().contains("the broker no longer answers"));
+    daemon.drop_photo("b.jpg", &jpeg(2));
+    until("the photo is done", || daemon.list("done") == ["a.jpg", "b.jpg"]);
+    broker.signal("CONT");
+    assert_eq!(witness.next("prediction").json()["file"], "b.jpg");
+
+    // With something under way.
+    broker.signal("STOP");
+    daemon.drop_photo("c.jpg", &jpeg(3));
+    let silent = ["the broker acknowledged nothing for 5 s", "the broker no longer answers"];
+    until("it is noticed again", || {
+        let log = daemon.log();
+        silent.iter().map(|words| log.matches(words).count()).sum::<usize>() >= 2
+    });
+    broker.signal("CONT");
+    until("the third prediction", || {
+        let prediction = witness.next("prediction").json();
+        prediction["file"] == "c.jpg" && prediction["replayed"] == true
+    });
+    assert!(daemon.end("TERM").success());
 }
 
 /// Of a message that an access list forbids, MQTT 3.1.1 tells the client nothing: mosquitto

@@ -104,6 +104,7 @@ fn full() -> [(&'static str, Value); 5] {
         at: now(),
         kind: "photo",
         file: Some("a.jpg".to_owned()),
+        id: Some("c029c7892a1bfb4b".to_owned()),
         message: "no photo".to_owned(),
     };
     [
@@ -185,6 +186,7 @@ fn messages_without_what_is_not_always_there_are_valid() {
         at: now(),
         kind: "order",
         file: None,
+        id: None,
         message: "budget/set: 'soon' is not a number of milliseconds".to_owned(),
     };
     for (name, message) in [

@@ -73,6 +73,20 @@ fn start_frames_reloads_and_stop_are_told() {
 }
 
 #[test]
+fn a_camera_that_is_missing_holds_up_no_start() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = watched(&broker);
+    daemon.replace("directory = 'incoming'", "kind = 'camera'\ndevice = '250'");
+    daemon.start();
+    let error = witness.next("error").json();
+    assert_eq!(error["kind"], "source");
+    assert!(error["message"].as_str().unwrap().contains("/dev/video250 is not there"), "{error}");
+    assert!(daemon.notified_within(4 * WATCHDOG).iter().any(|heard| heard.contains("WATCHDOG=1")));
+    assert!(daemon.end("TERM").success());
+}
+
+#[test]
 fn a_reload_of_a_bad_file_is_over_too_and_changes_nothing() {
     let broker = Broker::running();
     let mut daemon = watched(&broker);

@@ -68,6 +68,39 @@ impl Framing {
         input
     }
 
+    /// The photo as it is looked at, in all its pixels: turned, and of it the region, before that is made
+    /// square.
+    pub fn cut(&self, photo: &Photo) -> Photo {
+        let (width, height) = match self.quarters % 2 {
+            0 => (photo.width, photo.height),
+            _ => (photo.height, photo.width),
+        };
+        let (left, top, width, height) = self.region_of(width, height);
+        let mut rgb = Vec::with_capacity(3 * width as usize * height as usize);
+        for y in top..top + height {
+            for x in left..left + width {
+                let (x, y) = match self.quarters % 4 {
+                    0 => (x, y),
+                    1 => (y, photo.height - 1 - x),
+                    2 => (photo.width - 1 - x, photo.height - 1 - y),
+                    _ => (photo.width - 1 - y, x),
+                };
+                let at = 3 * (y as usize * photo.width as usize + x as usize);
+                rgb.extend_from_slice(&photo.rgb[at..at + 3]);
+            }
+        }
+        Photo::new(width, height, rgb)
+    }
+
+    /// Left, top, width and height of the region in a turned photo.
+    fn region_of(&self, width: u32, height: u32) -> (u32, u32, u32, u32) {
+        let whole = Region { left: 0.0, top: 0.0, width: 1.0, height: 1.0 };
+        let region = self.region.unwrap_or(whole);
+        let (left, width) = pixels(region.left, region.width, width);
+        let (top, height) = pixels(region.top, region.height, height);
+        (left, top, width, height)
+    }
+
     /// What the network sees, in `side` x `side` pixels or less, without the bars.
     pub(super) fn picture(&self, photo: &Photo, side: usize, resize: f64) -> Picture {
         let side = u32::try_from(side).expect("input sides are small");
@@ -92,10 +125,7 @@ impl Framing {
             0 => (width, height),
             _ => (height, width),
         };
-        let whole = Region { left: 0.0, top: 0.0, width: 1.0, height: 1.0 };
-        let region = self.region.unwrap_or(whole);
-        let (left, width) = pixels(region.left, region.width, width);
-        let (top, height) = pixels(region.top, region.height, height);
+        let (left, top, width, height) = self.region_of(width, height);
         let all = |size| Span { start: 0.0, length: f64::from(size) };
         let ([across, down], (columns, rows)) = match self.fit {
             Fit::Crop => (spans(width, height, side, resize), (side, side)),
@@ -395,6 +425,31 @@ mod tests {
                     let worst = differences.max().unwrap();
                     assert!(worst <= 1, "{worst} at {width} x {height}, {framing:?}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_cut_is_the_region_of_the_turned_photo() {
+        let region = Some(Region { left: 0.1, top: 0.25, width: 0.6, height: 0.7 });
+        for (width, height) in [(1, 1), (64, 64), (33, 21), (7, 50)] {
+            let photo = noise(width, height);
+            for (quarters, region) in (0..4).flat_map(|turn| [(turn, None), (turn, region)]) {
+                let framing = Framing { quarters, region, fit: Fit::Crop };
+                let turned = turned(&photo, quarters);
+                let (left, top, width, height) = framing.region_of(turned.width, turned.height);
+                let rows = turned.rgb.chunks_exact(3 * turned.width as usize);
+                let rows = rows.skip(top as usize).take(height as usize);
+                let part = 3 * left as usize..3 * (left + width) as usize;
+                let expected = rows.flat_map(|row| row[part.clone()].to_vec()).collect();
+                let expected = Photo::new(width, height, expected);
+                assert_eq!(framing.cut(&photo), expected, "{framing:?}");
+                let whole = Framing { quarters: 0, region: None, ..framing };
+                let (found, expected) =
+                    (framing.picture(&photo, 16, 1.0), whole.picture(&expected, 16, 1.0));
+                let pairs = found.pixels.iter().zip(&expected.pixels);
+                let near = |(a, b): (&[u8; 3], &[u8; 3])| (0..3).all(|i| a[i].abs_diff(b[i]) <= 1);
+                assert!(pairs.into_iter().all(near), "{framing:?}");
             }
         }
     }

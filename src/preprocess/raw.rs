@@ -35,19 +35,49 @@ pub enum PixelFormat {
 }
 
 impl PixelFormat {
-    /// Bytes of a picture.
-    fn bytes(self, width: u32, height: u32) -> u128 {
+    /// Bytes of a line and how many lines there are, of each kind of lines, one after the other.
+    fn lines(self, width: u32, height: u32) -> [(u128, u128); 2] {
         let [width, height] = [width, height].map(u128::from);
         match self {
-            Self::Yuyv => width.div_ceil(2) * 4 * height,
-            Self::Nv12 => width * height + width.div_ceil(2) * 2 * height.div_ceil(2),
-            Self::Rgb => width * height * 3,
-            Self::Grey => width * height,
+            Self::Yuyv => [(width.div_ceil(2) * 4, height), (0, 0)],
+            Self::Nv12 => [(width, height), (width.div_ceil(2) * 2, height.div_ceil(2))],
+            Self::Rgb => [(width * 3, height), (0, 0)],
+            Self::Grey => [(width, height), (0, 0)],
         }
+    }
+
+    /// Bytes of a picture.
+    fn bytes(self, width: u32, height: u32) -> u128 {
+        self.lines(width, height).map(|(bytes, count)| bytes * count).iter().sum()
     }
 }
 
 impl Raw {
+    /// The picture in `bytes`, where lines begin `stride` bytes apart, or follow one another if they are
+    /// longer than that. Nothing if some of it is missing.
+    pub fn from_lines(
+        format: PixelFormat,
+        width: u32,
+        height: u32,
+        stride: u32,
+        bytes: &[u8],
+    ) -> Option<Self> {
+        let needed = usize::try_from(format.bytes(width, height)).ok()?;
+        if needed == 0 || bytes.len() < needed {
+            return None;
+        }
+        let mut data = Vec::with_capacity(needed);
+        let mut rest = bytes;
+        for (line, count) in format.lines(width, height) {
+            let line = line as usize;
+            for _ in 0..count {
+                data.extend_from_slice(rest.get(..line)?);
+                rest = rest.get(line.max(stride as usize)..).unwrap_or_default();
+            }
+        }
+        Some(Self { format, width, height, data })
+    }
+
     /// The picture as 8-bit RGB.
     ///
     /// # Errors
@@ -192,6 +222,36 @@ mod tests {
         check([81, 90, 81, 240], [254, 0, 0]);
         check([145, 54, 145, 34], [0, 255, 1]);
         check([41, 240, 41, 110], [0, 0, 255]);
+    }
+
+    #[test]
+    fn padded_lines_are_those_without_padding() {
+        for format in FORMATS {
+            for (width, height) in [(1, 1), (3, 3), (7, 4), (64, 48)] {
+                let whole = raw(format, width, height, format.bytes(width, height));
+                let cut = |stride, bytes: &[u8]| {
+                    Raw::from_lines(format, width, height, stride, bytes).map(|raw| raw.data)
+                };
+                let stride = width * 4 + 5;
+                let (mut padded, mut rest) = (Vec::new(), whole.data.as_slice());
+                for (line, count) in format.lines(width, height) {
+                    for _ in 0..count {
+                        padded.extend_from_slice(&rest[..line as usize]);
+                        rest = &rest[line as usize..];
+                        padded.resize(padded.len() + stride as usize - line as usize, 0xee);
+                    }
+                }
+                let (last, _) =
+                    format.lines(width, height)[usize::from(format == PixelFormat::Nv12)];
+                let end = padded.len() - stride as usize + last as usize;
+                assert_eq!(cut(stride, &padded), Some(whole.data.clone()), "{whole:?}");
+                assert_eq!(cut(stride, &padded[..end]), Some(whole.data.clone()), "{whole:?}");
+                assert_eq!(cut(stride, &padded[..end - 1]), None, "{whole:?}");
+                assert_eq!(cut(0, &whole.data), Some(whole.data.clone()), "{whole:?}");
+                assert_eq!(cut(0, &whole.data[1..]), None, "{whole:?}");
+            }
+            assert_eq!(Raw::from_lines(format, 0, 3, 0, &[0; 64]), None);
+        }
     }
 
     #[test]

@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use rumqttc::tokio_rustls::rustls;
 use rumqttc::{
-    AsyncClient, Broker, ConnectReturnCode, ConnectionError, EventLoop, MqttOptions,
-    NetworkOptions, StateError, SubAck, SubscribeReasonCode, TlsConfiguration, TlsError, Transport,
+    AsyncClient, Broker, ConnectReturnCode, ConnectionError, Error as PacketError, EventLoop,
+    MqttOptions, NetworkOptions, StateError, SubAck, SubscribeReasonCode, TlsConfiguration,
+    TlsError, Transport,
 };
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::ring;
@@ -25,7 +26,7 @@ use rustls::{
     RootCertStore,
 };
 
-use self::Trouble::{Lasting, Passing};
+use self::Trouble::{Flooding, Lasting, Passing};
 use crate::config::{Config, ConfigError};
 use crate::secret;
 
@@ -161,6 +162,9 @@ pub(super) enum Trouble {
     /// It may pass: the connection is tried again.
     #[error("{0}")]
     Passing(String),
+    /// What comes in is too large: the connection is tried again, without listening to it.
+    #[error("{0}")]
+    Flooding(String),
 }
 
 impl From<ConfigError> for Trouble {
@@ -173,6 +177,11 @@ impl Trouble {
     /// Whether a person must change something.
     pub(super) fn is_lasting(&self) -> bool {
         matches!(self, Lasting(_))
+    }
+
+    /// Whether what comes in is too large.
+    pub(super) fn is_flooding(&self) -> bool {
+        matches!(self, Flooding(_))
     }
 
     /// Why no connection came about.
@@ -213,6 +222,12 @@ impl Trouble {
     /// Why a connection that stood does so no longer.
     pub(super) fn lost(error: &ConnectionError, config: &Config) -> Self {
         let client_id = config.mqtt.client_id();
+        if let Some(PacketError::PayloadSizeLimitExceeded(bytes)) = cause::<PacketError>(error) {
+            let topic = config.mqtt.topic();
+            return Flooding(format!(
+                "a message of {bytes} bytes on {topic}/+/set: if it is retained, take it back with mosquitto_pub --retain --null-message --topic {topic}/…/set"
+            ));
+        }
         Passing(match error {
             error if has_hung_up(error) => format!(
                 "the broker closed the connection: if it does so again and again, another client has mqtt.client_id = '{client_id}' too"

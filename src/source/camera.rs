@@ -1,46 +1,60 @@
-//! A camera that the kernel drives (V4L2): the only file that names nokhwa.
+//! A camera that the kernel drives (V4L2): only here and below is v4l named.
 //!
-//! Owns finding and opening a camera, what is asked of it, and what its errors mean. It takes frames as
-//! the driver gives them and decodes none: most are dropped, because newer ones come.
+//! Owns finding and opening a camera and what its errors mean; what is asked of it is in `mode`. It takes
+//! frames as the driver gives them and decodes none: most are dropped, because newer ones come.
 //!
-//! Reading a frame has no deadline of its own and waits for as long as a camera says nothing. So a thread
-//! reads all frames as soon as they are there, which keeps the driver's queue empty, and is left alone
-//! when it hangs. It wakes when the camera goes on or is pulled out, and ends then. Until it does the
-//! camera is not opened a second time, which would only be refused: no more than one thread hangs at one
-//! camera.
+//! A thread reads all frames as soon as they are there, which keeps the driver's queue empty. It looks
+//! often whether somebody listens, and closes the camera if not. A driver that hangs in a system call
+//! keeps it from that: until it wakes up, or the camera is pulled out, the camera is not opened a second
+//! time, which would only be refused. So no more than one thread hangs at one camera.
 
-use std::cmp::Reverse;
+mod mode;
+
+use std::any::Any;
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use nokhwa::utils::{
-    ApiBackend, CameraFormat, CameraIndex, FrameFormat, RequestedFormat, RequestedFormatType,
-    Resolution,
-};
-use nokhwa::{Buffer, NokhwaError};
+use rustix::time::{ClockId, clock_gettime};
+use v4l::buffer::{Flags, Metadata, Type};
+use v4l::device::Handle;
+use v4l::io::traits::{CaptureStream, Stream as _};
 
+use self::mode::{Granted, Wanted};
 use super::live::{Live, Reader, Reports};
-use super::{Condition, Handoff, Picture, Source, jpeg};
+use super::{Condition, Handoff, Source};
 use crate::config;
-use crate::config::{Format, SourceKind};
-use crate::preprocess::{PixelFormat, Raw};
+use crate::config::SourceKind;
 
 /// Where the kernel lists its cameras.
 const LISTED: &str = "/sys/class/video4linux";
 
-/// Formats as they are preferred: those that are small on the bus first, the one without colours last.
-/// nokhwa 0.10 looks for grey under a name that the kernel does not use, and so never finds it.
-const FORMATS: [(Format, FrameFormat); 5] = [
-    (Format::Mjpeg, FrameFormat::MJPEG),
-    (Format::Yuyv, FrameFormat::YUYV),
-    (Format::Nv12, FrameFormat::NV12),
-    (Format::Rgb, FrameFormat::RAWRGB),
-    (Format::Grey, FrameFormat::GRAY),
-];
+/// How many frames the driver may have ready. The newest is taken.
+const BUFFERS: u32 = 4;
+
+/// How often a reader looks whether somebody listens.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// How long a reader may take to end before its camera counts as one that hangs.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// `POLLIN` of poll(2).
+const READABLE: i16 = 1;
+
+/// The system's errors that are told apart, of errno(3).
+const EPERM: i32 = 1;
+const ENOENT: i32 = 2;
+const ENXIO: i32 = 6;
+const EACCES: i32 = 13;
+const EBUSY: i32 = 16;
+const ENODEV: i32 = 19;
+const ENOSPC: i32 = 28;
 
 /// A camera, found anew by its number, path or name whenever it is opened.
 pub struct Camera {
@@ -52,11 +66,10 @@ impl Camera {
     /// The configured camera; nothing is opened yet.
     pub fn new(config: &config::Source) -> Self {
         let (width, height) = config.size();
-        let wanted = Mode { format: config.format, width, height, rate: config.rate };
         let device = Device {
             name: config.device.clone(),
-            wanted,
-            oldest: config.timeout(),
+            wanted: Wanted { format: config.format, width, height, rate: config.rate },
+            timeout: config.timeout(),
             held: Mutex::default(),
         };
         Self { device: Arc::new(device), live: Live::new(SourceKind::Camera, config.timeout()) }
@@ -68,11 +81,14 @@ impl Source for Camera {
         self.live.run(handoff, tell, |reports| {
             let device = self.device.clone();
             let read = move || {
-                if let Err(why) = device.read(&reports) {
-                    reports.failed(why);
+                // v4l panics where a driver does what it does not know.
+                let end = catch_unwind(AssertUnwindSafe(|| device.read(&reports)));
+                match end.unwrap_or_else(|panic| Err(misunderstood(&*panic))) {
+                    Ok(()) => {}
+                    Err(why) => reports.failed(why),
                 }
             };
-            thread::Builder::new().name("camera".to_owned()).spawn(read).map(|_| Reading)
+            thread::Builder::new().name("camera".to_owned()).spawn(read).map(Reading)
         });
     }
 
@@ -81,79 +97,26 @@ impl Source for Camera {
     }
 }
 
-/// A thread that reads a camera. It ends by itself, after the next frame.
-struct Reading;
+/// A thread that reads a camera. It ends by itself as soon as it sees that nobody listens.
+struct Reading(JoinHandle<()>);
 
 impl Reader for Reading {
     fn close(self, _failed: bool) -> Option<String> {
+        let deadline = Instant::now() + GRACE;
+        while !self.0.is_finished() && Instant::now() < deadline {
+            thread::sleep(LOOK / 20);
+        }
         None
-    }
-}
-
-/// What cameras can be asked for, and what they offer.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Mode {
-    format: Format,
-    width: u32,
-    height: u32,
-    /// Frames a second.
-    rate: u32,
-}
-
-impl Mode {
-    fn of(found: CameraFormat) -> Option<Self> {
-        let (format, _) = FORMATS.into_iter().find(|(_, theirs)| *theirs == found.format())?;
-        let (width, height, rate) = (found.width(), found.height(), found.frame_rate());
-        Some(Self { format, width, height, rate })
-    }
-
-    /// The one of `offered` that comes nearest: in its format, else the most preferred one, then in size,
-    /// then in rate; the larger of two that are as near.
-    fn nearest(self, offered: impl Iterator<Item = Self>) -> Option<Self> {
-        offered.min_by_key(|mode| {
-            let format = FORMATS.iter().position(|(format, _)| *format == mode.format);
-            let pixels = u64::from(mode.width) * u64::from(mode.height);
-            let rate = mode.rate.abs_diff(self.rate);
-            let size = (mode.differs_in_size(self), Reverse(pixels));
-            (mode.format != self.format, format, size, rate, Reverse(mode.rate))
-        })
-    }
-
-    fn differs_in_size(self, other: Self) -> u64 {
-        let [width, height] = [(self.width, other.width), (self.height, other.height)]
-            .map(|(one, other)| u64::from(one.abs_diff(other)));
-        width + height
-    }
-
-    /// The same in its own format first, then in the others.
-    fn in_each_format(self) -> impl Iterator<Item = Self> {
-        let others = FORMATS.into_iter().map(|(format, _)| format);
-        let formats = std::iter::once(self.format).chain(others);
-        formats.map(move |format| Self { format, ..self })
-    }
-
-    /// As the library says it.
-    fn exactly(self) -> Option<CameraFormat> {
-        let (_, format) = FORMATS.into_iter().find(|(ours, _)| *ours == self.format)?;
-        let size = Resolution::new(self.width, self.height);
-        Some(CameraFormat::new(size, format, self.rate))
-    }
-}
-
-impl std::fmt::Display for Mode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { format, width, height, rate } = self;
-        let format = format!("{format:?}").to_uppercase();
-        write!(f, "{width} x {height} {format}, {rate} frames a second")
     }
 }
 
 /// What all readers of a camera share.
 struct Device {
     name: String,
-    wanted: Mode,
-    /// No frame is older than this when it is read; a driver that says so has its own idea of time.
-    oldest: Duration,
+    wanted: Wanted,
+    /// How long it may give no frame. None is older than this when it is read; a driver that says so has
+    /// its own idea of time.
+    timeout: Duration,
     /// Numbers of the cameras that readers have open, or are about to open or close.
     held: Mutex<BTreeSet<u32>>,
 }
@@ -168,24 +131,55 @@ impl Drop for Hold<'_> {
 }
 
 impl Device {
-    /// Reports frame after frame.
+    /// Reports frame after frame, until nobody listens or there is none in time.
     ///
     /// # Errors
     /// Why there are none, or no more.
     fn read(&self, reports: &Reports) -> Result<(), String> {
-        let number = find(&self.name, &listed(Path::new(LISTED)))?;
+        let deadline = Instant::now() + self.timeout;
+        let cameras = listed(Path::new(LISTED));
+        let number = find(&self.name, &cameras)?;
         let _hold = self.hold(number)?;
-        let fails = |error: NokhwaError| explain(number, &error);
-        let mut camera = self.open(number).map_err(fails)?;
-        camera.open_stream().map_err(fails)?;
-        let mode = Mode::of(camera.camera_format()).ok_or_else(|| unknown(number))?;
-        let name = camera.info().human_name();
-        reports.opened(format!("/dev/video{number} {name}, {mode}"));
+        let fails = |error: io::Error| explain(number, &error);
+        let device = v4l::Device::new(number as usize).map_err(fails)?;
+        let granted = self.wanted.ask(&device).map_err(fails)?;
+        let granted = granted.ok_or_else(|| unknown(number))?;
+        let mut stream = Stream::new(&device, deadline).map_err(fails)?;
+        let name = cameras.iter().find(|(listed, _)| *listed == number);
+        let name = name.map_or("camera", |(_, name)| name);
+        reports.opened(format!("/dev/video{number} {name}, {granted}"));
+        match self.pass_on(&mut stream, &granted, reports) {
+            // Whoever listens has the same deadline, and says so.
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(()),
+            end => end.map_err(fails),
+        }
+    }
+
+    /// Reports the newest of the frames that are there, whenever there are some.
+    ///
+    /// # Errors
+    /// The system's; none may be asked for then.
+    fn pass_on(&self, stream: &mut Stream, granted: &Granted, reports: &Reports) -> io::Result<()> {
+        let stream = stream.0.as_mut().expect("only dropping takes it");
+        let handle = stream.handle();
+        let mut count = Count::default();
+        // The first call starts the camera, and waits by itself.
+        let mut is_ready = true;
         while reports.wanted() {
-            let frame = camera.frame().map_err(fails)?;
-            let age = self.age(&frame);
-            if let Some(picture) = picture(&frame) {
-                reports.picture(picture, age);
+            if !is_ready {
+                is_ready = ready(&handle, LOOK)?;
+                continue;
+            }
+            let (bytes, about) = stream.next()?;
+            count.read();
+            is_ready = ready(&handle, Duration::ZERO)?;
+            if is_ready || about.flags.contains(Flags::ERROR) {
+                continue;
+            }
+            let used = bytes.len().min(about.bytesused as usize);
+            if let Some(picture) = granted.picture(&bytes[..used]) {
+                reports.dropped(count.given(about.sequence));
+                reports.picture(picture, self.age(about));
             }
         }
         Ok(())
@@ -199,55 +193,73 @@ impl Device {
         }
     }
 
-    /// Opens a camera in the mode that comes nearest to the wanted one.
-    fn open(&self, number: u32) -> Result<nokhwa::Camera, NokhwaError> {
-        let theirs = FORMATS.map(|(_, theirs)| theirs);
-        let ask = |what| RequestedFormat::with_formats(what, &theirs);
-        let (index, any) = (CameraIndex::Index(number), ask(RequestedFormatType::None));
-        let mut camera = nokhwa::Camera::with_backend(index, any, ApiBackend::Video4Linux)?;
-        let offered = camera.compatible_camera_formats()?;
-        let nearest = self.wanted.nearest(offered.into_iter().filter_map(Mode::of));
-        // Of sizes without gaps only the ends are listed, or nothing, so what is wanted is tried first. A
-        // driver may adjust what it is asked for, which the library calls an error: what counts is what
-        // it has then.
-        let modes = match nearest {
-            Some(nearest) => vec![Mode { format: nearest.format, ..self.wanted }, nearest],
-            None => self.wanted.in_each_format().collect(),
-        };
-        for mode in modes {
-            let Some(exactly) = mode.exactly() else { continue };
-            let answer = camera.set_camera_requset(ask(RequestedFormatType::Exact(exactly)));
-            let now = Mode::of(camera.refresh_camera_format()?);
-            tracing::debug!(?mode, ?now, ?answer, "camera asked");
-            let far = |mode: Mode| mode.differs_in_size(self.wanted);
-            let enough = |now: Mode| nearest.is_none_or(|nearest| far(now) <= far(nearest));
-            if now.is_some_and(|now| now.format == mode.format && enough(now)) {
-                break;
-            }
-        }
-        Ok(camera)
-    }
-
-    fn age(&self, frame: &Buffer) -> Duration {
-        let taken = frame.capture_timestamp().map(|since| UNIX_EPOCH + since);
-        let age = taken.and_then(|taken| taken.elapsed().ok());
-        age.filter(|age| *age <= self.oldest).unwrap_or_default()
+    /// How long ago a frame was taken, by the system's monotonic clock.
+    fn age(&self, frame: &Metadata) -> Duration {
+        let now = clock_gettime(ClockId::Monotonic);
+        let now = Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32);
+        let age = now.checked_sub(Duration::from(frame.timestamp));
+        age.filter(|age| *age <= self.timeout).unwrap_or_default()
     }
 }
 
-/// The picture in a frame, if there is a whole one.
-fn picture(frame: &Buffer) -> Option<Picture> {
-    let (size, format) = (frame.resolution(), frame.source_frame_format());
-    let format = match format {
-        FrameFormat::MJPEG => return jpeg::first(frame.buffer()).map(Picture::Encoded),
-        FrameFormat::YUYV => PixelFormat::Yuyv,
-        FrameFormat::NV12 => PixelFormat::Nv12,
-        FrameFormat::RAWRGB => PixelFormat::Rgb,
-        FrameFormat::GRAY => PixelFormat::Grey,
-        FrameFormat::RAWBGR => return None,
-    };
-    let data = frame.buffer().to_vec();
-    Some(Picture::Raw(Raw { format, width: size.width(), height: size.height(), data }))
+/// Whether there is a frame within `patience`, or an error.
+fn ready(handle: &Handle, patience: Duration) -> io::Result<bool> {
+    match handle.poll(READABLE, patience.as_millis() as i32) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+        count => count.map(|count| count > 0),
+    }
+}
+
+/// Frames on their way out of the driver. After an error it cannot be used any more.
+struct Stream(Option<v4l::io::mmap::Stream<'static>>);
+
+impl Stream {
+    /// A stream that waits until `deadline` for its first frame.
+    fn new(device: &v4l::Device, deadline: Instant) -> io::Result<Self> {
+        let mut stream = v4l::io::mmap::Stream::with_buffers(device, Type::VideoCapture, BUFFERS)?;
+        stream.set_timeout(deadline.saturating_duration_since(Instant::now()));
+        Ok(Self(Some(stream)))
+    }
+}
+
+impl Drop for Stream {
+    /// Stops the camera. v4l panics where that fails, and where the buffers are not taken back then once
+    /// more, which would end the program. A camera that was pulled out is none of these.
+    fn drop(&mut self) {
+        let Some(mut stream) = self.0.take() else { return };
+        match stream.stop() {
+            Err(error) if error.raw_os_error() != Some(ENODEV) => {
+                tracing::error!(%error, "camera cannot be stopped, and stays open");
+                mem::forget(stream);
+            }
+            _ => drop(stream),
+        }
+    }
+}
+
+/// How many frames were not given, whether they were passed over here or by the driver, which numbers them.
+#[derive(Debug, Default)]
+struct Count {
+    read: u64,
+    last: Option<u32>,
+}
+
+impl Count {
+    /// A frame was read.
+    fn read(&mut self) {
+        self.read += 1;
+    }
+
+    /// The one that was read last is given, the driver's number `sequence`. Returns how many were not
+    /// since the one before. Some drivers number nothing.
+    fn given(&mut self, sequence: u32) -> u64 {
+        let step = self.last.replace(sequence).map_or(0, |last| sequence.wrapping_sub(last));
+        let passed = mem::take(&mut self.read).saturating_sub(1);
+        match step <= u32::MAX / 2 {
+            true => passed.max(u64::from(step).saturating_sub(1)),
+            false => passed,
+        }
+    }
 }
 
 /// The cameras that the kernel lists in `folder`: number and name, in order.
@@ -285,85 +297,54 @@ fn find(device: &str, cameras: &[(u32, String)]) -> Result<u32, String> {
     })
 }
 
-/// What an error of the library means. It keeps the system's error as text only.
-fn explain(number: u32, error: &NokhwaError) -> String {
-    let text = error.to_string();
-    let code = text.rsplit_once("(os error ").and_then(|(_, code)| code.strip_suffix(')'));
+/// What an error of the system means.
+fn explain(number: u32, error: &io::Error) -> String {
     let path = format!("/dev/video{number}");
-    match code.and_then(|code| code.parse().ok()) {
-        Some(2 | 6 | 19) => format!("{path} is not there, or was pulled out"),
-        Some(1 | 13) => format!("{path} may not be opened: put this user into group video"),
-        Some(16) => format!("{path} is busy: another program uses it"),
-        None if lists_nothing(error) => unknown(number),
-        _ => format!("{path}: {text}"),
+    match error.raw_os_error() {
+        Some(ENOENT | ENXIO | ENODEV) => format!("{path} is not there, or was pulled out"),
+        Some(EPERM | EACCES) => format!("{path} may not be opened: put this user into group video"),
+        Some(EBUSY) => format!("{path} is busy: another program uses it"),
+        Some(ENOSPC) => {
+            format!(
+                "{path} finds no room on its bus: try a smaller size, a lower rate or another port"
+            )
+        }
+        _ => format!("{path}: {error}"),
     }
 }
 
-/// Whether a camera lists no mode that was asked for.
-fn lists_nothing(error: &NokhwaError) -> bool {
-    matches!(error, NokhwaError::GetPropertyError { property, .. } if property == "CameraFormat")
+/// What a panic of the library means.
+fn misunderstood(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+    format!("the camera's driver does what is not understood: {text}")
 }
 
 fn unknown(number: u32) -> String {
-    format!(
-        "/dev/video{number} offers neither MJPEG, YUYV, NV12 nor RGB, or not as asked for: try another size and rate"
-    )
+    format!("/dev/video{number} offers neither MJPEG, YUYV, NV12, RGB nor GREY")
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
 
-    fn mode(format: Format, width: u32, height: u32, rate: u32) -> Mode {
-        Mode { format, width, height, rate }
-    }
-
     #[test]
-    fn the_nearest_mode_is_chosen() {
-        use Format::{Auto, Grey, Mjpeg, Nv12, Rgb, Yuyv};
-        let webcam = [
-            mode(Grey, 640, 480, 15),
-            mode(Yuyv, 640, 480, 30),
-            mode(Yuyv, 640, 480, 10),
-            mode(Yuyv, 640, 480, 20),
-            mode(Yuyv, 320, 240, 30),
-            mode(Rgb, 640, 480, 15),
-            mode(Mjpeg, 1280, 720, 30),
-            mode(Mjpeg, 1920, 1080, 30),
-            mode(Mjpeg, 1280, 720, 5),
-        ];
-        let check = |wanted: Mode, expected: Mode| {
-            let found = wanted.nearest(webcam.into_iter());
-            assert_eq!(found, Some(expected), "{wanted:?}");
-            let found = wanted.nearest(webcam.into_iter().rev());
-            assert_eq!(found, Some(expected), "{wanted:?}, listed backwards");
+    fn frames_that_are_not_given_are_counted() {
+        let check = |frames: &[(bool, u32)], expected: &[u64]| {
+            let (mut count, mut found) = (Count::default(), Vec::new());
+            for (is_given, sequence) in frames {
+                count.read();
+                found.extend(is_given.then(|| count.given(*sequence)));
+            }
+            assert_eq!(found, expected, "{frames:?}");
         };
-        check(mode(Auto, 640, 480, 15), mode(Mjpeg, 1280, 720, 5));
-        check(mode(Auto, 640, 480, 25), mode(Mjpeg, 1280, 720, 30));
-        check(mode(Auto, 4000, 3000, 1), mode(Mjpeg, 1920, 1080, 30));
-        check(mode(Yuyv, 640, 480, 15), mode(Yuyv, 640, 480, 20));
-        check(mode(Yuyv, 640, 480, 11), mode(Yuyv, 640, 480, 10));
-        check(mode(Yuyv, 100, 100, 11), mode(Yuyv, 320, 240, 30));
-        check(mode(Yuyv, 480, 360, 30), mode(Yuyv, 640, 480, 30));
-        check(mode(Grey, 9000, 9000, 90), mode(Grey, 640, 480, 15));
-        check(mode(Nv12, 1280, 720, 30), mode(Mjpeg, 1280, 720, 30));
-        assert_eq!(mode(Auto, 640, 480, 15).nearest([].into_iter()), None);
-        let without = webcam.into_iter().filter(|mode| mode.format != Mjpeg);
-        let found = mode(Auto, 640, 480, 30).nearest(without);
-        assert_eq!(found, Some(mode(Yuyv, 640, 480, 30)));
-    }
-
-    #[test]
-    fn modes_are_translated_both_ways() {
-        for (format, _) in FORMATS {
-            let mode = mode(format, 640, 480, 15);
-            assert_eq!(Mode::of(mode.exactly().unwrap()), Some(mode));
-        }
-        assert_eq!(mode(Format::Auto, 640, 480, 15).exactly(), None);
-        let yuyv = mode(Format::Yuyv, 640, 480, 15).to_string();
-        assert_eq!(yuyv, "640 x 480 YUYV, 15 frames a second");
+        check(&[(true, 7), (true, 8), (true, 9)], &[0, 0, 0]);
+        check(&[(true, 0), (true, 4), (true, 5)], &[0, 3, 0]);
+        check(&[(false, 0), (true, 1), (false, 2), (false, 3), (true, 4)], &[1, 2]);
+        check(&[(true, 0), (false, 2), (true, 6)], &[0, 5]);
+        check(&[(true, u32::MAX), (true, 0), (true, 2)], &[0, 0, 1]);
+        check(&[(true, 0), (false, 0), (true, 0), (true, 0)], &[0, 1, 0]);
+        check(&[(true, 500), (true, 1), (true, 2)], &[0, 0, 0]);
     }
 
     #[test]
@@ -407,18 +388,18 @@ mod tests {
     #[test]
     fn errors_say_what_to_do() {
         let check = |code: i32, expected: &str| {
-            let text = format!("V4L2 Error: {}", io::Error::from_raw_os_error(code));
-            let error = NokhwaError::OpenDeviceError("3".to_owned(), text);
-            let found = explain(3, &error);
+            let found = explain(3, &io::Error::from_raw_os_error(code));
             assert!(found.starts_with("/dev/video3") && found.contains(expected), "{found}");
         };
         check(2, "is not there");
         check(19, "pulled out");
         check(13, "group video");
         check(16, "another program");
+        check(28, "no room on its bus");
         check(5, "Input/output error");
-        let error = NokhwaError::GeneralError("(os error )".to_owned());
-        assert_eq!(explain(3, &error), "/dev/video3: Error: (os error )");
+        let panic = catch_unwind(|| panic!("Invalid {}", "colorspace")).unwrap_err();
+        let expected = "the camera's driver does what is not understood: Invalid colorspace";
+        assert_eq!(misunderstood(&*panic), expected);
     }
 
     #[test]

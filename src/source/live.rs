@@ -3,8 +3,8 @@
 //!
 //! Owns the deadline, the pauses and what is told of all this. It knows neither cameras nor commands.
 //!
-//! A reader is never waited for: one that hangs in a system call cannot be stopped. Nobody listens to it
-//! any more, and it ends as soon as it notices.
+//! A reader is not waited for, or not for long: one that hangs in a system call cannot be stopped. Nobody
+//! listens to it any more, and it ends as soon as it notices.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,6 +34,8 @@ enum Event {
     Opened(String),
     /// A picture and its age.
     Picture(Picture, Duration),
+    /// So many pictures were not reported.
+    Dropped(u64),
     /// The reader ends, and why.
     Failed(String),
     Stop,
@@ -56,6 +58,14 @@ impl Reports {
     /// A picture that was taken `age` ago.
     pub(super) fn picture(&self, picture: Picture, age: Duration) {
         self.send(Event::Picture(picture, age));
+    }
+
+    /// So many pictures were passed over because newer ones came.
+    #[cfg_attr(not(feature = "camera"), expect(dead_code))]
+    pub(super) fn dropped(&self, count: u64) {
+        if count > 0 {
+            self.send(Event::Dropped(count));
+        }
     }
 
     /// It is over, and why.
@@ -168,6 +178,7 @@ impl Live {
                 Ok((_, Event::Stop)) => return End::Stopped,
                 Ok((reader, _)) if reader != number => {}
                 Ok((_, Event::Opened(how))) => detail = how,
+                Ok((_, Event::Dropped(count))) => handoff.dropped_before(count),
                 Ok((_, Event::Failed(why))) => return End::Failed(why),
                 Ok((_, Event::Picture(picture, age))) => {
                     teller.tell(Condition { working: true, detail: detail.clone() });

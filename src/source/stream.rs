@@ -143,11 +143,25 @@ fn log(stderr: ChildStderr, command: &str, said: &Mutex<Said>) {
                 tracing::warn!(source, command, lines = left_out, "more was said");
             }
             if is_logged {
-                tracing::warn!(source, command, line = text, "the command says");
+                tracing::warn!(source, command, line = %without_logins(text), "the command says");
             }
         }
         line.clear();
     }
+}
+
+/// A line in which addresses have lost their user and password: between `://` and the last `@` before the
+/// next space or quotation mark.
+fn without_logins(line: &str) -> String {
+    let mut parts = line.split("://");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part.find(|c: char| c.is_whitespace() || "'\"".contains(c));
+        let login = part[..end.unwrap_or(part.len())].rfind('@');
+        plain += "://";
+        plain += &login.map_or_else(|| part.to_owned(), |at| format!("…{}", &part[at..]));
+    }
+    plain
 }
 
 /// A command that was started, alone in its process group.
@@ -209,6 +223,17 @@ impl Drop for Running {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn logins_are_not_logged() {
+        let check = |line: &str, expected: &str| assert_eq!(without_logins(line), expected);
+        check("Input #0, mjpeg, from 'pipe:':", "Input #0, mjpeg, from 'pipe:':");
+        check("rtsp://camera/1: 404", "rtsp://camera/1: 404");
+        check("rtsp://me:secret@camera/1: 404", "rtsp://…@camera/1: 404");
+        check("from 'rtsp://me:s@c/r:e?t@camera/1' and a@b", "from 'rtsp://…@camera/1' and a@b");
+        check("a://b:c@d e://f:g@h://i:j@k", "a://…@d e://…@h://…@k");
+        check("://@", "://…@");
+    }
 
     #[test]
     fn a_command_that_fails_again_and_again_fills_no_log() {

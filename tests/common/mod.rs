@@ -160,20 +160,36 @@ impl Broker {
         self.end("TERM");
     }
 
+    /// Sends a signal.
+    pub fn signal(&self, name: &str) {
+        signal(self.child.as_ref().unwrap(), name);
+    }
+
     /// Sends a signal and waits for the end.
     pub fn end(&mut self, name: &str) {
         if let Some(mut child) = self.child.take() {
             signal(&child, name);
+            // One that was stopped hears it then.
+            signal(&child, "CONT");
             child.wait().unwrap();
         }
     }
 
     /// Publishes a message, as another program would.
     pub fn publish(&self, topic: &str, payload: &str, more: &[&str]) {
+        self.publish_what(topic, &["-m", payload], more);
+    }
+
+    /// Publishes what is in a file.
+    pub fn publish_file(&self, topic: &str, file: &Path, more: &[&str]) {
+        self.publish_what(topic, &["-f", file.to_str().unwrap()], more);
+    }
+
+    fn publish_what(&self, topic: &str, what: &[&str], more: &[&str]) {
         let port = self.witness.to_string();
         let mut command = program("mosquitto_pub");
-        command.args(["-h", "127.0.0.1", "-p", &port, "-q", "1", "-t", topic, "-m", payload]);
-        assert!(start(command.args(more)).wait().unwrap().success());
+        command.args(["-h", "127.0.0.1", "-p", &port, "-q", "1", "-t", topic]);
+        assert!(start(command.args(what).args(more)).wait().unwrap().success());
     }
 
     /// Everything that is published, from now on and across restarts of the broker.
