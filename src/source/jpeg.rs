@@ -136,8 +136,8 @@ impl Splitter {
     }
 }
 
-/// The first whole JPEG in `bytes`: a camera's driver hands over all of its buffer, with what was there
-/// before behind the picture.
+/// The first whole JPEG in `bytes`: many a camera's driver hands over more than the picture, such as what was
+/// in its buffer before.
 #[cfg(any(feature = "camera", test))]
 pub(super) fn first(mut bytes: &[u8]) -> Option<Vec<u8>> {
     Splitter::new(bytes.len()).take(&mut bytes)
