@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{anyhow, ensure};
+use anyhow::ensure;
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
@@ -162,13 +162,14 @@ fn stream(overview: Arc<Overview>, turn: Taken, picture: Picture, runs: u32) -> 
         let (picture, may) = (&picture, &|index| lineup.room(index));
         let comparing = Comparing { config, set, picture, runs, background: true, may };
         let compared = compare(comparing, |step| {
-            let told = match step {
-                Step::Next(name) => tell(&json!({"next": name})),
-                Step::LeftOut(left_out) => tell(&json!({"left_out": left_out})),
-                Step::Card(card) => tell(&json!({"card": card})),
-                Step::Ran(_) => return Ok(ensure!(!steps.is_closed(), "nobody reads any more")),
+            let heard = match step {
+                Step::Next(name) => tell(&json!({"next": name})).is_ok(),
+                Step::LeftOut(left_out) => tell(&json!({"left_out": left_out})).is_ok(),
+                Step::Card(card) => tell(&json!({"card": card})).is_ok(),
+                Step::Ran(_) => !steps.is_closed(),
             };
-            told.map_err(|_| anyhow!("nobody reads any more"))
+            ensure!(heard, "nobody reads any more");
+            Ok(())
         });
         // Before the last line, after which the next comparison may be asked for.
         drop(turn);
