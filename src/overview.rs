@@ -464,20 +464,17 @@ mod tests {
         let scaled = "scaled is the most accurate variant";
         let sure = "it should take 60 ms and be in time with 100 %";
         let fits = "that fits into model.memory_limit";
-        let cases: [(Option<u64>, &dyn Fn(usize) -> Standing, String); 6] = [
-            (None, &all, format!("{scaled}, and there is no budget")),
-            (None, &large, format!("{scaled} {fits}, and there is no budget")),
-            (
-                None,
-                &untimed,
-                format!("{scaled} {fits} and is timed so far, and there is no budget"),
-            ),
-            (Some(500), &all, format!("{scaled} that keeps 500 ms: {sure}")),
-            (Some(500), &large, format!("{scaled} {fits} and keeps 500 ms: {sure}")),
-            (Some(5), &large, "no variant keeps 5 ms; scaled comes nearest with 60 ms".to_owned()),
+        type Standings = fn(usize) -> Standing;
+        let cases: [(Option<u64>, Standings, String); 6] = [
+            (None, all, format!("{scaled}, and there is no budget")),
+            (None, large, format!("{scaled} {fits}, and there is no budget")),
+            (None, untimed, format!("{scaled} {fits} and is timed so far, and there is no budget")),
+            (Some(500), all, format!("{scaled} that keeps 500 ms: {sure}")),
+            (Some(500), large, format!("{scaled} {fits} and keeps 500 ms: {sure}")),
+            (Some(5), large, "no variant keeps 5 ms; scaled comes nearest with 60 ms".to_owned()),
         ];
         for (budget_ms, standing, expected) in cases {
-            assert_eq!(reason(4, budget_ms, standing), expected);
+            assert_eq!(reason(4, budget_ms, &standing), expected);
         }
     }
 }
