@@ -35,6 +35,11 @@ use table::bar;
 /// Characters of the longest bar.
 const BAR: usize = 10;
 
+/// Arguments that go together with no sense, or name what there is not.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Misused(pub(crate) String);
+
 /// What `classify --json` says of a photo.
 #[derive(Serialize)]
 struct Classified<'a> {
