@@ -333,7 +333,7 @@ impl Classifier {
         if self.min_change == 0.0 {
             return false;
         }
-        let thumb = self.pipeline.thumb(decoded);
+        let thumb = self.pipeline.thumb(decoded, self.lineup.set().manifest.preprocess.resize);
         let known =
             last.thumb.as_ref().is_some_and(|last| last.difference(&thumb) < self.min_change);
         if !known {
