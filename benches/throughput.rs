@@ -15,9 +15,9 @@ use tokio::sync::{Notify, mpsc, watch};
 use vggd::classify::{Classifier, Gate, Keeper};
 use vggd::config::{Config, Sync};
 use vggd::control::Chooser;
-use vggd::lineup::Lineup;
+use vggd::lineup::{IDLE, Lineup, Terms};
 use vggd::manifest::ModelSet;
-use vggd::model::{Engine, Model};
+use vggd::model::Engine;
 use vggd::outbox::Outbox;
 use vggd::pipeline::Pipeline;
 use vggd::preprocess::{PixelFormat, Raw};
@@ -89,11 +89,12 @@ async fn measure(config: &Config, set: &ModelSet) -> (f64, u64) {
     let tell = fresh.clone();
     let keeper = Keeper::new(outbox.clone(), source.clone(), move || tell.notify_one());
     let engine = Engine::configured(&config.model).unwrap();
-    let model = Model::load(set, set.variant("small").unwrap(), &engine).unwrap();
     let chooser = Chooser::Fixed("small".to_owned());
-    let lineup = Lineup::new(set, &engine, model, chooser, None, 0.05, None).unwrap();
+    let terms = Terms { chooser, budget: None, miss_rate: 0.05, memory_limit: None, idle: IDLE };
+    let lineup = Lineup::new(set.clone(), &engine, terms, |_, _| None);
+    lineup.begin("small").unwrap();
     let classifier = Classifier {
-        pipeline: Pipeline::new(set, &config.source),
+        pipeline: Pipeline::new(&config.source),
         lineup: Arc::new(lineup),
         gate: Arc::new(Gate::new(Duration::ZERO)),
         keeper: Arc::new(keeper),

@@ -214,19 +214,31 @@ pub(crate) struct Timing {
 #[derive(Args)]
 pub(crate) struct Simulation {
     /// A trace to replay
-    #[arg(long, value_name = "FILE", conflicts_with = "scenario")]
+    #[arg(long, value_name = "FILE", group = "one", conflicts_with = "scenario")]
     pub(crate) trace: Option<PathBuf>,
     /// A made-up trace: steady, step, thermal, spikes, memory, budget or all
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", group = "one")]
     pub(crate) scenario: Option<Scenario>,
     /// The budget in made-up traces; 0: none
-    #[arg(long, value_name = "MS", default_value_t = 400.0, value_parser = budget)]
+    #[arg(
+        long,
+        value_name = "MS",
+        default_value_t = 400.0,
+        value_parser = budget,
+        conflicts_with = "trace"
+    )]
     pub(crate) budget_ms: f64,
     /// Which of the made-up traces of that kind, or the first of many
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "trace")]
     pub(crate) seed: u64,
     /// How many traces of each scenario
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = value_parser!(u64).range(1..=10_000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 20,
+        value_parser = value_parser!(u64).range(1..=10_000),
+        conflicts_with = "one"
+    )]
     pub(crate) seeds: u64,
     /// What each variant takes undisturbed [default: a board like a Raspberry Pi 4]
     #[arg(long, value_name = "FILE")]
@@ -234,14 +246,14 @@ pub(crate) struct Simulation {
     /// Who chooses: auto, oracle, or always the variant of that name
     #[arg(long, value_name = "POLICY", default_value = "auto")]
     pub(crate) policy: Policy,
-    /// Share of frames that auto may let be late
-    #[arg(long, value_name = "SHARE", default_value_t = 0.05, value_parser = share)]
-    pub(crate) miss_rate: f64,
+    /// Share of frames that auto may let be late [default: 0.05]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub(crate) miss_rate: Option<f64>,
     /// Draw the trace, as SVG
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "one")]
     pub(crate) picture: Option<PathBuf>,
     /// Write the made-up trace
-    #[arg(long, value_name = "FILE", requires = "scenario")]
+    #[arg(long, value_name = "FILE", requires = "scenario", conflicts_with = "trace")]
     pub(crate) write_trace: Option<PathBuf>,
     /// One JSON object a frame on stdout, and the summary last; or one a scenario
     #[arg(long)]

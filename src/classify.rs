@@ -235,19 +235,13 @@ impl Classifier {
                 }
             };
             if let Some(snapshot) = snapshot {
-                self.classify(frame, snapshot, &mut last, pulse)?;
+                self.classify(frame, snapshot, &mut last)?;
             }
         }
         Ok(())
     }
 
-    fn classify(
-        &self,
-        mut frame: Frame,
-        snapshot: bool,
-        last: &mut Last,
-        pulse: &Pulse,
-    ) -> Result<()> {
+    fn classify(&self, mut frame: Frame, snapshot: bool, last: &mut Last) -> Result<()> {
         if self.keeper.outbox.knows(&frame.id) == Some(Kind::Prediction) {
             tracing::debug!(id = frame.id, "was classified before the last stop");
             self.keeper.let_go(&frame, None);
@@ -274,8 +268,7 @@ impl Classifier {
         }
         // What a photo waited for in its folder is not held against it.
         let age = if file.is_some() { Duration::ZERO } else { wait };
-        let choose = |spent| self.lineup.choose(age + spent, pulse);
-        let chosen = self.pipeline.classify(&decoded, choose);
+        let chosen = self.pipeline.classify(&decoded, |spent| self.lineup.choose(age + spent));
         let (answer, chosen) = match chosen {
             Ok(chosen) => chosen,
             Err(error @ ClassifyError::Model(_)) => {
@@ -333,7 +326,7 @@ impl Classifier {
         if self.min_change == 0.0 {
             return false;
         }
-        let thumb = self.pipeline.thumb(decoded);
+        let thumb = self.pipeline.thumb(decoded, self.lineup.set().manifest.preprocess.resize);
         let known =
             last.thumb.as_ref().is_some_and(|last| last.difference(&thumb) < self.min_change);
         if !known {

@@ -20,6 +20,7 @@ use vggd::event::{Class, Timings};
 use vggd::manifest::{ModelSet, SetError};
 use vggd::model::{Engine, Model};
 use vggd::pipeline::Pipeline;
+use vggd::profile::Profiles;
 use vggd::publish::connection;
 use vggd::source::Picture;
 use vggd::web;
@@ -34,6 +35,11 @@ use table::bar;
 
 /// Characters of the longest bar.
 const BAR: usize = 10;
+
+/// Arguments that go together with no sense, or name what there is not.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Misused(pub(crate) String);
 
 /// What `classify --json` says of a photo.
 #[derive(Serialize)]
@@ -59,7 +65,7 @@ pub(crate) fn classify(
     let mut progress = Progress::new();
     progress.tell(&format!("loading {}", variant.name), 0.0);
     let model = Model::load(&set, variant, &Engine::configured(&config.model)?)?;
-    let pipeline = Pipeline::new(&set, &config.source);
+    let pipeline = Pipeline::new(&config.source);
     let mut code = ExitCode::SUCCESS;
     for (index, path) in photos.iter().enumerate() {
         let file = path.display().to_string();
@@ -100,9 +106,9 @@ pub(crate) fn classify(
 }
 
 /// A photo for processes that will classify it; here it is seen to that they can.
-fn readable(config: &Config, set: &ModelSet, path: &Path) -> Result<Picture> {
+fn readable(config: &Config, path: &Path) -> Result<Picture> {
     let picture = Picture::File(path.to_owned());
-    let decoded = Pipeline::new(set, &config.source).decode(&mut picture.clone());
+    let decoded = Pipeline::new(&config.source).decode(&mut picture.clone());
     decoded.with_context(|| path.display().to_string())?;
     Ok(picture)
 }
@@ -142,6 +148,9 @@ pub(crate) fn check(config: &Config, json: bool) -> Result<()> {
     daemon::configured_variant(config, &set)?;
     let chooser = daemon::configured_chooser(config, &set)?;
     daemon::check_labels(config, &set)?;
+    let engine = Engine::configured(&config.model)?;
+    let profiles = Profiles::open(&config.model.profile, &engine);
+    daemon::configured_lineup(config, set.clone(), &engine, &profiles)?;
     verify(&set).map_err(|error| config.wrong("model.set", config.model.set.display(), error))?;
     daemon::configured_source(config)?;
     connection::check(config)?;

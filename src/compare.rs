@@ -64,6 +64,8 @@ pub fn compare<'a>(
     mut step: impl FnMut(Step<'a>) -> Result<()>,
 ) -> Result<()> {
     let Comparing { config, set, picture, runs, background, may } = comparing;
+    let mut config = config.clone();
+    config.model.set.clone_from(&set.directory);
     let mut first: Option<(Measurement, usize)> = None;
     for (index, variant) in set.manifest.variants.iter().enumerate() {
         if let Err(reason) = may(index) {

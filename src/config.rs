@@ -22,7 +22,8 @@ pub const DEFAULT: &str = include_str!("../config/default.toml");
 pub const DEFAULT_PATH: &str = "/etc/vggd/vggd.toml";
 
 /// Keys that a running daemon takes over at once when its file changes.
-pub const LIVE: [&str; 4] = ["model.budget_ms", "model.miss_rate", "model.policy", "model.variant"];
+pub const LIVE: [&str; 5] =
+    ["model.budget_ms", "model.miss_rate", "model.policy", "model.set", "model.variant"];
 
 /// A TiB in MiB, and less where one allocation cannot be larger.
 const MOST_MEGABYTES: u64 = if usize::BITS < 64 { isize::MAX as u64 >> 20 } else { 1 << 20 };
@@ -586,6 +587,7 @@ impl Config {
             "model.budget_ms" => own.budget_ms = new.budget_ms,
             "model.miss_rate" => own.miss_rate = new.miss_rate,
             "model.policy" => own.policy = new.policy,
+            "model.set" => own.set.clone_from(&new.set),
             "model.variant" => own.variant.clone_from(&new.variant),
             _ => unreachable!("{key} is no live key"),
         }

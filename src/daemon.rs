@@ -5,10 +5,11 @@
 //! main thread publishes those, takes orders, reloads and stops. Beside them `keep` brings the outbox to
 //! the disk, `load` gets variants into memory, and `profile` times those that were not timed before.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::mpsc::{self as std_mpsc, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -25,14 +26,14 @@ use crate::config::{
 use crate::control::{Asked, Chooser, Order};
 use crate::event::{self, Comparison, Failure};
 use crate::homeassistant::{self, Known};
-use crate::lineup::{self, Lineup};
+use crate::lineup::{self, Lineup, LineupError, Terms};
 use crate::manifest::{ModelSet, Variant};
 use crate::metrics::Metrics;
-use crate::model::{Engine, Model, ModelError};
+use crate::model::{Engine, ModelError};
 use crate::outbox::Outbox;
 use crate::overview::{History, Overview};
 use crate::pipeline::Pipeline;
-use crate::profile::Profiles;
+use crate::profile::{Cost, Profiles};
 use crate::publish::connection;
 use crate::publish::{Channels, Health, Notice, Publisher, Retained};
 use crate::pulse::Pulse;
@@ -42,6 +43,7 @@ use crate::source::camera::Camera;
 use crate::source::directory::Directory;
 use crate::source::stream::Stream;
 use crate::source::{Condition, Handoff, Picture, Source};
+use crate::thermal::Thermal;
 use crate::watch::{self, Change, Watch};
 use crate::web;
 
@@ -56,6 +58,9 @@ const COMPARED: u32 = 3;
 
 /// Orders that may wait to be carried out.
 const ORDERS: usize = 16;
+
+/// How often it is looked how hot the board is.
+const THERMAL_EVERY: Duration = Duration::from_secs(10);
 
 /// How long after a change of the file it is read, so that a burst of changes is one.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -133,6 +138,29 @@ pub fn check_labels(config: &Config, set: &ModelSet) -> Result<(), ConfigError> 
     })
 }
 
+/// The configured lineup of `set`, with what the kept profile knows, and the variant that is to begin.
+///
+/// # Errors
+/// [`ConfigError`] when no variant that may begin fits into memory.
+pub fn configured_lineup(
+    config: &Config,
+    set: ModelSet,
+    engine: &Engine,
+    profiles: &Profiles,
+) -> Result<(Lineup, String), ConfigError> {
+    let terms = Terms {
+        chooser: configured_chooser(config, &set)?,
+        budget: config.model.budget(),
+        miss_rate: config.model.miss_rate,
+        memory_limit: config.model.memory_limit(),
+        idle: lineup::IDLE,
+    };
+    let lineup = Lineup::new(set, engine, terms, |set, variant| profiles.of(set, variant));
+    let name = &config.model.variant;
+    let first = lineup.first(name).map_err(|error| config.wrong("model.variant", name, error))?;
+    Ok((lineup, first))
+}
+
 /// The configured source of frames.
 ///
 /// # Errors
@@ -166,7 +194,8 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     let config = options.load()?;
     crate::logging::start(config.log.level.as_str());
     let set = model_set(&config)?;
-    let chooser = configured_chooser(&config, &set)?;
+    configured_variant(&config, &set)?;
+    configured_chooser(&config, &set)?;
     check_labels(&config, &set)?;
     connection::check(&config)?;
     web::check(&config)?;
@@ -176,24 +205,22 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     let source = configured_source(&config)?;
 
     let engine = Engine::configured(&config.model)?;
-    let variant = configured_variant(&config, &set)?;
-    let model = Model::load(&set, variant, &engine).map_err(|error| match error {
-        ModelError::Set(error) => {
-            anyhow!(config.wrong("model.set", set.directory.display(), error))
+    let profiles = Profiles::open(&config.model.profile, &engine);
+    let (lineup, first) = configured_lineup(&config, set, &engine, &profiles)?;
+    lineup.begin(&first).map_err(|error| match error {
+        LineupError::Model(ModelError::Set(error)) => {
+            anyhow!(config.wrong("model.set", config.model.set.display(), error))
         }
         error => anyhow!(error),
     })?;
     tracing::info!(
-        variant = model.name,
+        variant = first,
         threads = engine.threads(),
         kernels = engine.kernels(),
         load_ms = started.elapsed().as_millis() as u64,
         "model loaded"
     );
     start.step();
-    let (budget, limit) = (config.model.budget(), config.model.memory_limit());
-    let miss_rate = config.model.miss_rate;
-    let lineup = Lineup::new(&set, &engine, model, chooser, budget, miss_rate, limit)?;
     let fresh = Arc::new(Notify::new());
     let (wake, woken) = std_mpsc::sync_channel(1);
     let (tell, appended, sync) = (fresh.clone(), wake.clone(), config.outbox.sync);
@@ -204,9 +231,8 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
             appended.try_send(Wake::Appended).ok();
         }
     });
-    let automatic = lineup::evaluated(&set).is_ok();
     let known = Known::open(&config.outbox.told(), homeassistant::described(&config));
-    let (board, retained) = Board::new(&config, &set.names(), automatic, known.former());
+    let (board, retained) = Board::new(&config, &Thermal::now(), known.former());
     let (handoff, health) = (Arc::<Handoff>::default(), Arc::<Health>::default());
     let kept = Pulse::default();
     let pulses = vec![
@@ -217,7 +243,6 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     ];
     let overview = Overview {
         config: config.clone(),
-        set,
         lineup: Arc::new(lineup),
         gate: Arc::new(Gate::new(config.source.pace())),
         handoff,
@@ -235,13 +260,13 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     let daemon = Daemon {
         options: options.clone(),
         config,
-        engine,
+        profiles: Arc::new(Mutex::new(profiles)),
+        timing: std_mpsc::channel().0,
         source,
         keeper: Arc::new(keeper),
         fresh,
         kept,
         overview: Arc::new(overview),
-        profiling: false,
     };
     let done = daemon.overview.health.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -265,7 +290,10 @@ enum Wake {
 struct Daemon {
     options: Options,
     config: Config,
-    engine: Engine,
+    /// What variants cost on this machine.
+    profiles: Arc<Mutex<Profiles>>,
+    /// Asks for variants to be timed that were not.
+    timing: std_mpsc::Sender<()>,
     source: Arc<dyn Source>,
     keeper: Arc<Keeper>,
     /// Told of when something is put into the outbox.
@@ -274,8 +302,6 @@ struct Daemon {
     kept: Pulse,
     /// All the other parts.
     overview: Arc<Overview>,
-    /// Whether variants are being timed, or were.
-    profiling: bool,
 }
 
 impl Daemon {
@@ -296,9 +322,8 @@ impl Daemon {
         let overview = self.overview.clone();
         let (orders, ordered) = mpsc::channel(ORDERS);
         let page = web::serve(overview.clone(), orders.clone())?;
-        if overview.lineup.orders().0 == Chooser::Auto {
-            self.profile(self.config.model.profile_when, &|| start.step())?;
-        }
+        self.describe();
+        self.profile(&start)?;
         let (stop, stopped) = flag::channel(false);
         let (notices, noticed) = mpsc::channel(NOTICES);
         overview.board.orders(&overview.orders());
@@ -420,6 +445,7 @@ impl Daemon {
             let prediction = &seen.prediction;
             let board = &overview.board;
             let changed = board.see(&prediction.top[0], &prediction.variant, seen.captured_at);
+            board.budget_kept(overview.lineup.budget_kept());
             let wanted = match image {
                 Image::Off => false,
                 Image::Change => changed || seen.snapshot,
@@ -433,7 +459,7 @@ impl Daemon {
         let failed = move |failure| drop(notices.try_send(Notice::failure(&failure)));
         let overview = &self.overview;
         let classifier = Classifier {
-            pipeline: Pipeline::new(&overview.set, &self.config.source),
+            pipeline: Pipeline::new(&self.config.source),
             lineup: overview.lineup.clone(),
             gate: overview.gate.clone(),
             keeper: self.keeper.clone(),
@@ -454,6 +480,8 @@ impl Daemon {
         let period = self.config.mqtt.stats();
         let mut next = tokio::time::Instant::now() + period.unwrap_or_default();
         let mut held_back = None;
+        let mut warm = tokio::time::interval(THERMAL_EVERY);
+        warm.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (look, mut started) = (tokio::time::Instant::now() + DEBOUNCE, false);
         loop {
             let mut answer = None;
@@ -465,17 +493,22 @@ impl Daemon {
                 }
                 () = tokio::time::sleep_until(next), if period.is_some() => {
                     next += period.unwrap_or_default();
-                    let stats = overview.message();
-                    overview.board.thermal(&stats.thermal);
-                    let throttled = stats.thermal.throttled.filter(|now| now.any());
+                    // Without a broker there is nobody to tell.
+                    notices.try_send(Notice::json("stats", &overview.message())).ok();
+                    continue;
+                }
+                _ = warm.tick() => {
+                    let thermal = Thermal::now();
+                    overview.board.thermal(&thermal);
+                    let throttled = thermal.throttled.filter(|now| now.any());
                     match throttled {
                         now if now == held_back => {}
                         Some(throttled) => tracing::warn!(?throttled, "the board is held back"),
                         None => tracing::info!("the board is not held back any more"),
                     }
                     held_back = throttled;
-                    // Without a broker there is nobody to tell.
-                    notices.try_send(Notice::json("stats", &stats)).ok();
+                    // What was timed since may tell.
+                    overview.board.budget_kept(overview.lineup.budget_kept());
                     continue;
                 }
                 Some(picture) = inbox.pictured.recv() => {
@@ -501,6 +534,7 @@ impl Daemon {
                 }
             };
             overview.board.orders(&overview.orders());
+            overview.board.budget_kept(overview.lineup.budget_kept());
             let (kind, error) = match result {
                 Ok(()) => {
                     if let Some(tell) = answer {
@@ -525,7 +559,7 @@ impl Daemon {
 
     /// Publishes the picture, as a JPEG that is small enough.
     fn publish_image(&self, picture: Arc<Picture>, notices: mpsc::Sender<Notice>) {
-        let pipeline = Pipeline::new(&self.overview.set, &self.config.source);
+        let pipeline = Pipeline::new(&self.config.source);
         let most = self.config.state.image_bytes();
         tokio::task::spawn_blocking(move || {
             let jpeg = pipeline.to_jpeg(&picture, most)?;
@@ -544,8 +578,10 @@ impl Daemon {
         };
         tokio::task::spawn_blocking(move || {
             let (mut variants, mut left_out) = (Vec::new(), Vec::new());
-            let Overview { config, set, lineup, .. } = &*overview;
-            let (picture, may) = (&*picture, &|index| lineup.room(index));
+            let Overview { config, lineup, .. } = &*overview;
+            let set = &*lineup.set();
+            let may = &|index: usize| lineup.room(&set.manifest.variants[index]);
+            let picture = &*picture;
             let comparing =
                 Comparing { config, set, picture, runs: COMPARED, background: true, may };
             let compared = compare(comparing, |step| {
@@ -591,70 +627,99 @@ impl Daemon {
             Order::Pause(paused) => self.overview.gate.pause(paused),
             Order::Snapshot => self.overview.gate.snapshot(),
             Order::Compare => self.compare(notices.clone())?,
-            Order::Variant(Chooser::Auto) => {
-                self.overview
-                    .lineup
-                    .choose_automatically()
-                    .map_err(|problem| Refused::Order(format!("variant/set: auto {problem}")))?;
-                self.profile(ProfileWhen::Background, &|| {}).map_err(Refused::Model)?;
-            }
-            Order::Variant(Chooser::Fixed(name)) => {
-                let known = self.overview.set.position(&name);
-                known.map_err(|error| Refused::Order(format!("variant/set: {error}")))?;
-                self.fix(name).await?;
+            Order::Variant(chooser) => {
+                let refused = |problem: String| Refused::Order(format!("variant/set: {problem}"));
+                let worded = |error: LineupError| refused(error.to_string());
+                // It may be about variants or accuracies that were not there before.
+                match model_set(&self.config) {
+                    Ok(set) => {
+                        let adopted = self.adopt(set, &self.config, None).await;
+                        adopted.map_err(|stopped| stopped.refused(worded))?;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot read the model set, going on with it as it was");
+                    }
+                }
+                match chooser {
+                    Chooser::Auto => {
+                        let automatic = self.overview.lineup.choose_automatically();
+                        automatic.map_err(|problem| refused(format!("auto {problem}")))?;
+                        self.time();
+                    }
+                    Chooser::Fixed(name) => {
+                        self.fix(name).await.map_err(|stopped| stopped.refused(worded))?;
+                    }
+                }
             }
         }
         Ok(())
     }
 
     /// Runs the variant `name` from now on.
-    async fn fix(&self, name: String) -> Result<(), Refused> {
+    async fn fix(&self, name: String) -> Result<(), Stopped> {
         let lineup = self.overview.lineup.clone();
-        let fix = move || lineup.fix(&name);
-        let fixed = tokio::task::spawn_blocking(fix).await;
-        fixed
-            .map_err(anyhow::Error::from)
-            .and_then(|fixed| fixed.map_err(anyhow::Error::from))
-            .map_err(Refused::Model)
+        blocking(move || lineup.fix(&name)).await
     }
 
-    /// Sees to it that what each variant costs becomes known, once.
-    /// Calls `step` before each variant if that is done at once.
-    fn profile(&mut self, when: ProfileWhen, step: &dyn Fn()) -> Result<()> {
-        if std::mem::replace(&mut self.profiling, true) {
+    /// Goes over to `set` if that is another one than is in use, or has changed: to what `chooser` says, else
+    /// to what was ordered before as far as it can be, else to what is configured.
+    async fn adopt(
+        &self,
+        set: ModelSet,
+        config: &Config,
+        chooser: Option<Chooser>,
+    ) -> Result<(), Stopped> {
+        let lineup = self.overview.lineup.clone();
+        if set == *lineup.set() {
             return Ok(());
         }
-        let mut profiles = Profiles::open(&self.config.model.profile, &self.engine);
-        for (index, variant) in self.overview.set.manifest.variants.iter().enumerate() {
-            if let Some(cost) = profiles.of(&self.overview.set, variant) {
-                self.overview.lineup.learn(index, cost);
-            }
-        }
-        let untimed = self.overview.lineup.untimed();
-        let (config, set, lineup) =
-            (self.config.clone(), self.overview.set.clone(), self.overview.lineup.clone());
-        let mut time = move |index: usize| {
-            let variant = &set.manifest.variants[index];
-            match profiles.measure(&config, &set, variant) {
-                Ok(cost) => lineup.learn(index, cost),
-                Err(error) => {
-                    let variant = &variant.name;
-                    tracing::error!(variant, error = format!("{error:#}"), "cannot be timed");
-                }
-            }
+        let chooser = chooser.unwrap_or_else(|| lineup.orders().0);
+        let possible = match &chooser {
+            Chooser::Auto => lineup::evaluated(&set).is_ok(),
+            Chooser::Fixed(name) => set.position(name).is_ok(),
         };
-        match when {
-            ProfileWhen::Start => {
-                for index in untimed {
-                    step();
-                    time(index);
-                }
-            }
-            ProfileWhen::Background => drop(spawn("profile", move || {
-                untimed.into_iter().for_each(time);
-                Ok(())
-            })?),
+        check_labels(config, &set)?;
+        let variant = configured_variant(config, &set)?.name.clone();
+        let chooser = if possible { chooser } else { configured_chooser(config, &set)? };
+        let profiles = self.profiles.clone();
+        let known = move |set: &ModelSet, variant: &Variant| locked(&profiles).of(set, variant);
+        blocking(move || lineup.adopt(set, chooser, &variant, known)).await?;
+        self.describe();
+        self.time();
+        Ok(())
+    }
+
+    /// Tells which variants may be chosen.
+    fn describe(&self) {
+        let set = self.overview.lineup.set();
+        let automatic = lineup::evaluated(&set).is_ok();
+        self.overview.board.describe(&self.config, &set.names(), automatic);
+    }
+
+    /// Has variants timed that were not, if the selector is to choose among them.
+    fn time(&self) {
+        if self.overview.lineup.orders().0 == Chooser::Auto {
+            self.timing.send(()).ok();
         }
+    }
+
+    /// Starts the thread that times variants, or times them at once if that is configured.
+    fn profile(&mut self, start: &service::Start) -> Result<()> {
+        let (lineup, profiles) = (self.overview.lineup.clone(), self.profiles.clone());
+        let timer = Timer { config: self.config.clone(), lineup, profiles };
+        let (timing, asked) = std_mpsc::channel();
+        self.timing = timing;
+        let at_once = self.config.model.profile_when == ProfileWhen::Start;
+        if at_once && self.overview.lineup.orders().0 == Chooser::Auto {
+            timer.run(|| start.step());
+        }
+        spawn("profile", move || {
+            while asked.recv().is_ok() {
+                timer.run(|| {});
+            }
+            Ok(())
+        })?;
+        self.time();
         Ok(())
     }
 
@@ -665,27 +730,35 @@ impl Daemon {
         if !later.is_empty() {
             tracing::warn!(keys = ?later, "changed keys take effect at the next start");
         }
-        configured_variant(&new, &self.overview.set).map_err(Refused::Configuration)?;
-        check_labels(&new, &self.overview.set).map_err(Refused::Configuration)?;
-        let chooser =
-            configured_chooser(&new, &self.overview.set).map_err(Refused::Configuration)?;
+        let set = model_set(&new).map_err(Refused::Configuration)?;
+        configured_variant(&new, &set).map_err(Refused::Configuration)?;
+        check_labels(&new, &set).map_err(Refused::Configuration)?;
+        let chooser = configured_chooser(&new, &set).map_err(Refused::Configuration)?;
         let is_new = |key: &str| changed.iter().any(|other| other == key);
+        let chooser = (is_new("model.policy") || is_new("model.variant")).then_some(chooser);
+        let wrong = |error: LineupError| {
+            Refused::Configuration(new.wrong("model.variant", &new.model.variant, error))
+        };
+        let adopted = self.adopt(set, &new, chooser.clone()).await;
+        adopted.map_err(|stopped| stopped.refused(wrong))?;
+        let lineup = self.overview.lineup.clone();
+        match chooser.filter(|chooser| *chooser != lineup.orders().0) {
+            Some(Chooser::Auto) => {
+                lineup.choose_automatically().map_err(|problem| {
+                    Refused::Configuration(new.wrong("model.policy", "auto", problem))
+                })?;
+                self.time();
+            }
+            Some(Chooser::Fixed(name)) => {
+                self.fix(name).await.map_err(|stopped| stopped.refused(wrong))?;
+            }
+            None => {}
+        }
         if is_new("model.budget_ms") {
-            self.overview.lineup.set_budget(new.model.budget());
+            lineup.set_budget(new.model.budget());
         }
         if is_new("model.miss_rate") {
-            self.overview.lineup.set_miss_rate(new.model.miss_rate);
-        }
-        if is_new("model.policy") || is_new("model.variant") {
-            match chooser {
-                Chooser::Auto => {
-                    self.overview.lineup.choose_automatically().map_err(|problem| {
-                        Refused::Configuration(new.wrong("model.policy", "auto", problem))
-                    })?;
-                    self.profile(ProfileWhen::Background, &|| {}).map_err(Refused::Model)?;
-                }
-                Chooser::Fixed(name) => self.fix(name).await?,
-            }
+            lineup.set_miss_rate(new.model.miss_rate);
         }
         if LIVE.iter().any(|key| is_new(key)) {
             tracing::info!(keys = ?changed, "configuration taken over");
@@ -695,6 +768,75 @@ impl Daemon {
         }
         Ok(())
     }
+}
+
+/// Times variants, one after the other, each in a process of its own.
+struct Timer {
+    config: Config,
+    lineup: Arc<Lineup>,
+    profiles: Arc<Mutex<Profiles>>,
+}
+
+impl Timer {
+    /// Times each variant that must be, once, and keeps what it costs; calls `step` before each.
+    fn run(&self, step: impl Fn()) {
+        let mut tried = BTreeSet::new();
+        loop {
+            let (set, untimed) = self.lineup.untimed();
+            let digest = |index: usize| set.digest(&set.manifest.variants[index]);
+            let next = untimed.into_iter().find(|&index| tried.insert(digest(index)));
+            let Some(index) = next else { return };
+            let variant = &set.manifest.variants[index];
+            step();
+            match Cost::measure(&self.config, &set, variant) {
+                Ok(cost) => {
+                    locked(&self.profiles).keep(&set, variant, cost);
+                    self.lineup.learn(&set, index, cost);
+                }
+                Err(error) => {
+                    let variant = &variant.name;
+                    tracing::error!(variant, error = format!("{error:#}"), "cannot be timed");
+                }
+            }
+        }
+    }
+}
+
+fn locked(profiles: &Mutex<Profiles>) -> MutexGuard<'_, Profiles> {
+    profiles.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why the lineup stays as it was.
+enum Stopped {
+    Lineup(LineupError),
+    Configuration(ConfigError),
+    Panicked(tokio::task::JoinError),
+}
+
+impl From<ConfigError> for Stopped {
+    fn from(error: ConfigError) -> Self {
+        Self::Configuration(error)
+    }
+}
+
+impl Stopped {
+    /// The same as an answer: what can be mended by other words is `worded`.
+    fn refused(self, worded: impl FnOnce(LineupError) -> Refused) -> Refused {
+        match self {
+            Self::Lineup(LineupError::Model(error)) => Refused::Model(error.into()),
+            Self::Lineup(error) => worded(error),
+            Self::Configuration(error) => Refused::Configuration(error),
+            Self::Panicked(error) => Refused::Model(error.into()),
+        }
+    }
+}
+
+/// Changes the lineup beside everything else.
+async fn blocking(
+    change: impl FnOnce() -> Result<(), LineupError> + Send + 'static,
+) -> Result<(), Stopped> {
+    let changed = tokio::task::spawn_blocking(change).await.map_err(Stopped::Panicked)?;
+    changed.map_err(Stopped::Lineup)
 }
 
 enum Refused {

@@ -116,9 +116,17 @@ pub struct State {
     pub variant: Option<String>,
     /// Where frames come from.
     pub source: Origin,
+    /// Whether what runs keeps the budget, as far as can be foreseen; null without a budget, and before
+    /// what runs was timed.
+    pub budget_kept: Option<bool>,
+    /// The hottest thermal zone in degrees Celsius, told anew with each [`DEGREES`]; null without one.
+    pub temperature_c: Option<f64>,
     /// Whether the board's firmware holds it back; null where it does not say.
     pub throttled: Option<bool>,
 }
+
+/// By how many degrees the temperature changes before `state` tells it anew.
+pub const DEGREES: f64 = 5.0;
 
 /// A source, in the message on `state`.
 #[derive(Clone, Debug, PartialEq, Serialize)]

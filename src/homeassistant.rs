@@ -248,6 +248,30 @@ fn components_of(
             }),
         ),
         (
+            "over_budget",
+            "binary_sensor",
+            json!({
+                "name": "Over budget",
+                "device_class": "problem",
+                "entity_category": "diagnostic",
+                "state_topic": topic("state"),
+                "value_template": "{{ none if value_json.budget_kept is none else 'OFF' if value_json.budget_kept else 'ON' }}",
+            }),
+        ),
+        (
+            "temperature",
+            "sensor",
+            json!({
+                "name": "Temperature",
+                "device_class": "temperature",
+                "entity_category": "diagnostic",
+                "state_class": "measurement",
+                "unit_of_measurement": "°C",
+                "state_topic": topic("state"),
+                "value_template": "{{ value_json.temperature_c }}",
+            }),
+        ),
+        (
             "image",
             "image",
             only_if(
@@ -351,7 +375,7 @@ mod tests {
         );
         check_keys(&device["origin"], "name", "sw_version support_url");
         let components = device["components"].as_object().unwrap();
-        assert_eq!(components.len(), 12);
+        assert_eq!(components.len(), 14);
         let mut ids = BTreeSet::new();
         for component in components.values() {
             let platform = component["platform"].as_str().unwrap();

@@ -11,11 +11,12 @@
 //! 4. [`outbox`] keeps the prediction on disk; then the source lets the frame go.
 //! 5. [`publish`] sends it until the broker acknowledges it; then the outbox lets it go.
 //!
-//! [`lineup`] keeps variants in memory and lets [`select`] choose among them, by what [`profile`] has
-//! found them to cost and by how long frames take. [`daemon`] starts, connects, reloads and stops all
-//! of these, and carries out the orders of [`control`]. What holds at the moment stands on the [`board`],
-//! for the retained topics: what may be ordered, what [`stable`] has seen for longer than a frame, and how
-//! [`homeassistant`] shows all of this. [`stats`] sums up how frames fared, [`thermal`] how hot it got.
+//! [`lineup`] has the set that is in use, keeps variants of it in memory and lets [`select`] choose among
+//! them, by what [`profile`] has found them to cost and by how long frames take. [`daemon`] starts, connects,
+//! reloads and stops all of these, and carries out the orders of [`control`]. What holds at the moment stands
+//! on the [`board`], for the retained topics: what may be ordered, what [`stable`] has seen for longer than a
+//! frame, and how [`homeassistant`] shows all of this. [`stats`] sums up how frames fared, [`thermal`] how hot
+//! it got.
 //!
 //! [`overview`] puts together what may be looked at, and remembers the last frames: for [`service`], which
 //! tells systemd how all this goes as long as each part has a [`pulse`], for the messages on `stats`, and

@@ -49,6 +49,7 @@ fn main() -> ExitCode {
             logging::fatal(&format!("{error:#}"));
             match error.downcast_ref() {
                 Some(SetError::UnknownVariant { .. }) => ExitCode::from(EXIT_ARGUMENTS),
+                _ if error.is::<commands::Misused>() => ExitCode::from(EXIT_ARGUMENTS),
                 _ if error.is::<ConfigError>() => ExitCode::from(EXIT_CONFIG),
                 _ => ExitCode::FAILURE,
             }

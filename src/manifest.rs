@@ -183,7 +183,7 @@ pub enum SetError {
 }
 
 /// A manifest that was found sound, with its folder and labels.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ModelSet {
     /// The folder that all paths of the manifest are relative to.
     pub directory: PathBuf,

@@ -15,7 +15,7 @@ use crate::distribution::Distribution;
 use crate::event::{Class, Timings, milliseconds};
 use crate::manifest::ModelSet;
 use crate::model::{Engine, Model};
-use crate::pipeline::{Pipeline, Prepared};
+use crate::pipeline::{Pipeline, Prepared, top};
 use crate::preprocess;
 use crate::source::Picture;
 
@@ -181,11 +181,11 @@ impl Job {
         let model = Model::load(&set, set.variant(&self.variant)?, &engine)?;
         let loaded = start.elapsed();
 
-        let pipeline = Pipeline::new(&set, &self.config.source);
+        let pipeline = Pipeline::new(&self.config.source);
         let prepared = match &self.picture {
             Some(picture) => {
                 let decoded = pipeline.decode(&mut picture.clone());
-                pipeline.prepare(&decoded.with_context(|| format!("{picture:?}"))?, model.side)
+                pipeline.prepare(&decoded.with_context(|| format!("{picture:?}"))?, &model)
             }
             None => Prepared {
                 input: noise(3 * model.side * model.side),
@@ -236,7 +236,7 @@ impl Job {
             each: each.collect(),
             answer: match self.picture {
                 Some(_) => {
-                    Some(Answer { top: pipeline.top(&logits)?, timings_ms: Timings::new(stages) })
+                    Some(Answer { top: top(&model, &logits)?, timings_ms: Timings::new(stages) })
                 }
                 None => None,
             },

@@ -2,7 +2,8 @@
 //!
 //! tract reads the graph and runs it. Before it sees the graph, the layers that our own kernels are
 //! faster at are taken out and become ops of our own: `convolution`, `quantized` and `linear`. It must
-//! not know where inputs come from or what the classes mean.
+//! not know where inputs come from; what photos must go through to become one, and what the classes are
+//! called, it only hands on.
 
 mod chain;
 mod convolution;
@@ -23,7 +24,7 @@ use tract_onnx::tract_hir::internal::*;
 
 pub use engine::Engine;
 
-use crate::manifest::{ModelSet, SetError, Variant};
+use crate::manifest::{ModelSet, Preprocess, SetError, Variant};
 
 /// Why a variant cannot be loaded or run.
 #[derive(Debug, Error)]
@@ -50,6 +51,10 @@ pub struct Model {
     pub name: String,
     /// Height and width of its input in pixels.
     pub side: usize,
+    /// How a photo becomes its input, as its set says.
+    pub rule: Preprocess,
+    /// What its set calls the classes.
+    pub labels: Vec<String>,
     plan: Arc<TypedRunnableModel>,
 }
 
@@ -66,7 +71,8 @@ impl Model {
                 path: set.directory.join(&variant.graph),
                 message: format!("{error:#}"),
             })?;
-        Ok(Self { name: variant.name.clone(), side: variant.side(), plan })
+        let (rule, labels) = (set.manifest.preprocess.clone(), set.labels.clone());
+        Ok(Self { name: variant.name.clone(), side: variant.side(), rule, labels, plan })
     }
 
     /// The logits, one per class, for an input of 1 x 3 x side x side (NCHW, normalised).
@@ -92,6 +98,23 @@ impl Model {
             false => Err(ModelError::NotFinite(self.name.clone())),
         }
     }
+}
+
+/// What the weights of `variant` take once it is loaded for `engine`, in bytes, as far as its graph tells:
+/// convolutions in float32 as the kernels multiply by them, all else as it lies in the files. What runs need
+/// besides is not in it.
+///
+/// # Errors
+/// [`ModelError`], as for [`Model::load`].
+pub fn footprint(set: &ModelSet, variant: &Variant, engine: &Engine) -> Result<u64, ModelError> {
+    let bytes = set.read_graph(variant)?;
+    let proto = tract_onnx::pb::ModelProto::decode(&*bytes);
+    let graph = proto.ok().and_then(|proto| proto.graph).ok_or_else(|| ModelError::Graph {
+        path: set.directory.join(&variant.graph),
+        message: "no graph".to_owned(),
+    })?;
+    let stored: u64 = graph.initializer.iter().map(weights::stored_bytes).sum();
+    Ok(stored + convolution::packing_adds(&graph, engine, variant.side()))
 }
 
 fn plan(

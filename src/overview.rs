@@ -16,8 +16,7 @@ use crate::compare::Turn;
 use crate::config::Config;
 use crate::control::{Chooser, State};
 use crate::event::{self, Prediction, milliseconds};
-use crate::lineup::{Lineup, Outlook, Standing};
-use crate::manifest::ModelSet;
+use crate::lineup::{Lineup, Outlook, Standing, evaluated};
 use crate::measure;
 use crate::metrics::{Figure, Metrics};
 use crate::outbox::Outbox;
@@ -33,9 +32,7 @@ pub use self::history::{History, Point};
 pub struct Overview {
     /// As it was at the start; what changed since is with the parts.
     pub config: Config,
-    /// The variants.
-    pub set: ModelSet,
-    /// Those in memory, and the choice.
+    /// The variants, those in memory, and the choice.
     pub lineup: Arc<Lineup>,
     /// Pauses.
     pub gate: Arc<Gate>,
@@ -242,12 +239,12 @@ impl Overview {
             version: env!("CARGO_PKG_VERSION"),
             started_at: event::timestamp(self.started_at),
             variant: outlook.chooser.word().to_owned(),
-            automatic: crate::lineup::evaluated(&self.set).is_ok(),
+            automatic: evaluated(&outlook.set).is_ok(),
             budget_ms: outlook.budget.map(milliseconds),
             miss_rate: outlook.miss_rate,
             paused: self.gate.paused(),
-            variants: candidates(&self.set, &outlook, running.as_deref()),
-            why: why(&self.set, &outlook),
+            variants: candidates(&outlook, running.as_deref()),
+            why: why(&outlook),
             running,
             source: state.source.clone(),
             broker: Broker {
@@ -291,6 +288,7 @@ impl Overview {
         });
         let machine = &status.machine;
         let megabytes = machine.rss_mb.map(|rss| (rss << 20) as f64);
+        let kept = status.state.budget_kept.map(|kept| f64::from(u8::from(kept)));
         let held_back = machine.throttled.map(|throttled| f64::from(u8::from(throttled.any())));
         self.metrics.text(&[
             counter("frames", "Frames that were classified", frames),
@@ -305,6 +303,7 @@ impl Overview {
             Figure::gauges("slowdown", "How many times slower work is than undisturbed", slowdown),
             Figure::gauge("budget", "The latency budget", status.budget_ms.map(|ms| ms / 1e3))
                 .unit("seconds"),
+            Figure::gauge("budget_kept", "Whether what runs keeps the budget", kept),
             flag("paused", "Whether frames wait", status.paused),
             flag("source_working", "Whether the source gives frames", status.source.working),
             flag("broker_connected", "Whether there is a broker", status.broker.connected),
@@ -330,8 +329,8 @@ impl Overview {
     }
 }
 
-fn candidates(set: &ModelSet, outlook: &Outlook, running: Option<&str>) -> Vec<Candidate> {
-    let variants = set.manifest.variants.iter().zip(&outlook.variants).enumerate();
+fn candidates(outlook: &Outlook, running: Option<&str>) -> Vec<Candidate> {
+    let variants = outlook.set.manifest.variants.iter().zip(&outlook.variants).enumerate();
     let candidate = variants.map(|(index, (variant, prospect))| {
         let choice = prospect.choice;
         let late = outlook.budget.is_some()
@@ -341,6 +340,7 @@ fn candidates(set: &ModelSet, outlook: &Outlook, running: Option<&str>) -> Vec<C
             Standing::Unevaluated => "its accuracy is not known",
             Standing::Untimed => "not timed so far",
             Standing::TooLarge => "does not fit into model.memory_limit",
+            Standing::Crowded => "does not fit into memory beside the one that runs",
             Standing::Candidate if matches!(outlook.chooser, Chooser::Fixed(_)) => "not chosen",
             Standing::Candidate if outlook.next == Some(index) && late => "likeliest to be in time",
             Standing::Candidate if outlook.next == Some(index) => "most accurate in time",
@@ -372,8 +372,8 @@ fn candidates(set: &ModelSet, outlook: &Outlook, running: Option<&str>) -> Vec<C
 }
 
 /// Why the next frame's variant is what it is.
-fn why(set: &ModelSet, outlook: &Outlook) -> String {
-    let name = |index: usize| &set.manifest.variants[index].name;
+fn why(outlook: &Outlook) -> String {
+    let name = |index: usize| &outlook.set.manifest.variants[index].name;
     let budget = outlook.budget.map(milliseconds);
     let Some(next) = outlook.next else { return "no variant is in memory".to_owned() };
     let variant = name(next);
@@ -392,7 +392,7 @@ fn why(set: &ModelSet, outlook: &Outlook) -> String {
             "no variant keeps {budget} ms; {variant} comes nearest with {expected:.0} ms"
         );
     }
-    let mut bounds = passed_over(set, outlook, next);
+    let mut bounds = passed_over(outlook, next);
     let budget = match budget {
         None => ", and there is no budget".to_owned(),
         Some(budget) => {
@@ -409,13 +409,14 @@ fn why(set: &ModelSet, outlook: &Outlook) -> String {
 }
 
 /// What more accurate variants than `next` lack, whatever the budget.
-fn passed_over(set: &ModelSet, outlook: &Outlook, next: usize) -> Vec<String> {
-    let variants = &set.manifest.variants;
+fn passed_over(outlook: &Outlook, next: usize) -> Vec<String> {
+    let variants = &outlook.set.manifest.variants;
     let better = |index: &usize| variants[*index].accuracy() > variants[next].accuracy();
     let standings = (0..variants.len()).filter(better).map(|at| outlook.variants[at].standing);
     let standings = standings.collect::<Vec<_>>();
     let lacks = [
         (Standing::TooLarge, "fits into model.memory_limit"),
+        (Standing::Crowded, "fits into memory beside the one that runs"),
         (Standing::Untimed, "is timed so far"),
     ];
     let lacks = lacks.into_iter().filter(|(standing, _)| standings.contains(standing));
@@ -426,11 +427,12 @@ fn passed_over(set: &ModelSet, outlook: &Outlook, next: usize) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::lineup::Prospect;
+    use crate::manifest::ModelSet;
     use crate::select::{Profile, Selector};
 
     /// Why `next` runs, when the variants of the sample set stand like this and take 100, 90, 80 … ms.
     fn reason(next: usize, budget_ms: Option<u64>, standing: &dyn Fn(usize) -> Standing) -> String {
-        let set = ModelSet::open("models/sample".as_ref()).unwrap();
+        let set = Arc::new(ModelSet::open("models/sample".as_ref()).unwrap());
         let count = set.manifest.variants.len();
         let profile = |at: usize| Profile {
             compute: Duration::from_millis(100 - 10 * at as u64),
@@ -446,7 +448,7 @@ mod tests {
         };
         let variants = (0..count).map(prospect).collect();
         let (chooser, next) = (Chooser::Auto, Some(next));
-        why(&set, &Outlook { chooser, budget, miss_rate: 0.05, next, missing: None, variants })
+        why(&Outlook { set, chooser, budget, miss_rate: 0.05, next, missing: None, variants })
     }
 
     #[test]

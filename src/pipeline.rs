@@ -12,7 +12,6 @@ use thiserror::Error;
 
 use crate::config;
 use crate::event::{self, Class, Timings};
-use crate::manifest::{ModelSet, Preprocess};
 use crate::model::{Model, ModelError};
 use crate::preprocess::{self, DecodeError, Framing, Limits, Photo, Thumb};
 use crate::source::Picture;
@@ -93,22 +92,18 @@ impl Answer {
     }
 }
 
-/// Everything but the model that turns a photo into an answer.
+/// Everything but the model that turns a photo into an answer. It is the same for every set.
 #[derive(Clone, Debug)]
 pub struct Pipeline {
-    labels: Vec<String>,
-    rule: Preprocess,
     framing: Framing,
     max_file: u64,
     limits: Limits,
 }
 
 impl Pipeline {
-    /// The pipeline for the variants of `set`, with the limits and the framing of `source`.
-    pub fn new(set: &ModelSet, source: &config::Source) -> Self {
+    /// A pipeline with the limits and the framing of `source`.
+    pub fn new(source: &config::Source) -> Self {
         Self {
-            labels: set.labels.clone(),
-            rule: set.manifest.preprocess.clone(),
             framing: Framing::new(source),
             max_file: source.max_file(),
             limits: Limits::within(source.decode_memory()),
@@ -134,10 +129,10 @@ impl Pipeline {
         Ok(Decoded { photo, took: start.elapsed() })
     }
 
-    /// Makes a network's input of a photo, `side` x `side` pixels.
-    pub fn prepare(&self, decoded: &Decoded, side: usize) -> Prepared {
+    /// Makes the input of `model` of a photo.
+    pub fn prepare(&self, decoded: &Decoded, model: &Model) -> Prepared {
         let start = Instant::now();
-        let input = self.framing.to_input(&decoded.photo, side, &self.rule);
+        let input = self.framing.to_input(&decoded.photo, model.side, &model.rule);
         Prepared { input, decode: decoded.took, preprocess: start.elapsed() }
     }
 
@@ -148,9 +143,10 @@ impl Pipeline {
         preprocess::to_jpeg(&self.framing.cut(&decoded.photo), most)
     }
 
-    /// A small picture of a photo, to compare it with others.
-    pub fn thumb(&self, decoded: &Decoded) -> Thumb {
-        Thumb::new(&decoded.photo, &self.framing, self.rule.resize)
+    /// A small picture of a photo, to compare it with others; `resize` is that of the set's
+    /// [`Preprocess`](crate::manifest::Preprocess).
+    pub fn thumb(&self, decoded: &Decoded, resize: f64) -> Thumb {
+        Thumb::new(&decoded.photo, &self.framing, resize)
     }
 
     /// Classifies a photo with the model that `choose` gives, when told how long decoding took; gives
@@ -164,19 +160,13 @@ impl Pipeline {
         choose: impl FnOnce(Duration) -> M,
     ) -> Result<(Answer, M), ClassifyError> {
         let chosen = choose(decoded.took);
-        let prepared = self.prepare(decoded, chosen.borrow().side);
+        let model = chosen.borrow();
+        let prepared = self.prepare(decoded, model);
         let start = Instant::now();
-        let logits = chosen.borrow().infer(&prepared.input)?;
+        let logits = model.infer(&prepared.input)?;
         let stages = [prepared.decode, prepared.preprocess, start.elapsed()];
-        Ok((Answer { top: self.top(&logits)?, stages }, chosen))
-    }
-
-    /// The likeliest classes by their labels.
-    ///
-    /// # Errors
-    /// [`ClassifyError::NotANumber`].
-    pub fn top(&self, logits: &[f32]) -> Result<Vec<Class>, ClassifyError> {
-        event::top_k(logits, &self.labels, event::TOP).ok_or(ClassifyError::NotANumber)
+        let top = top(model, &logits)?;
+        Ok((Answer { top, stages }, chosen))
     }
 
     fn read(&self, path: &Path) -> Result<Vec<u8>, ClassifyError> {
@@ -195,4 +185,12 @@ impl Pipeline {
             false => Ok(bytes),
         }
     }
+}
+
+/// The likeliest classes that a model's logits name.
+///
+/// # Errors
+/// [`ClassifyError::NotANumber`].
+pub fn top(model: &Model, logits: &[f32]) -> Result<Vec<Class>, ClassifyError> {
+    event::top_k(logits, &model.labels, event::TOP).ok_or(ClassifyError::NotANumber)
 }

@@ -86,33 +86,12 @@ impl Profiles {
         self.kept.costs.get(&set.digest(variant)).copied()
     }
 
-    /// Times a variant of the configured set, and keeps the result.
-    ///
-    /// # Errors
-    /// When the variant cannot be run. A file that cannot be written is only logged.
-    pub fn measure(&mut self, config: &Config, set: &ModelSet, variant: &Variant) -> Result<Cost> {
-        let name = variant.name.clone();
-        let job = Job {
-            config: config.clone(),
-            variant: name.clone(),
-            runs: RUNS,
-            picture: None,
-            each: false,
-            background: false,
-        };
-        let cost = Cost::from(&job.spawn()?);
-        tracing::info!(
-            variant = name,
-            compute_ms = cost.compute_ms,
-            memory_ms = cost.memory_ms,
-            rss_mb = cost.rss_mb,
-            "variant timed"
-        );
+    /// Keeps what a variant was found to cost. A file that cannot be written is only logged.
+    pub fn keep(&mut self, set: &ModelSet, variant: &Variant, cost: Cost) {
         self.kept.costs.insert(set.digest(variant), cost);
         if let Err(error) = self.save() {
             tracing::warn!(file = %self.path.display(), %error, "cannot keep the profile");
         }
-        Ok(cost)
     }
 
     /// Replaces the file whole.
@@ -121,6 +100,35 @@ impl Profiles {
         let new = self.path.with_extension("new");
         fs::write(&new, text)?;
         fs::rename(new, &self.path)
+    }
+}
+
+impl Cost {
+    /// Times a variant of `set` with the threads and the precision of `config`.
+    ///
+    /// # Errors
+    /// When the variant cannot be run.
+    pub fn measure(config: &Config, set: &ModelSet, variant: &Variant) -> Result<Self> {
+        let name = variant.name.clone();
+        let mut config = config.clone();
+        config.model.set.clone_from(&set.directory);
+        let job = Job {
+            config,
+            variant: name.clone(),
+            runs: RUNS,
+            picture: None,
+            each: false,
+            background: false,
+        };
+        let cost = Self::from(&job.spawn()?);
+        tracing::info!(
+            variant = name,
+            compute_ms = cost.compute_ms,
+            memory_ms = cost.memory_ms,
+            rss_mb = cost.rss_mb,
+            "variant timed"
+        );
+        Ok(cost)
     }
 }
 
@@ -147,4 +155,63 @@ fn processor() -> String {
     };
     let known = ["model name", "Model", "Hardware", "CPU part"].into_iter().find_map(value);
     known.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const COST: Cost = Cost { compute_ms: 5.0, memory_ms: 1.5, rss_mb: 40, peak_rss_mb: 50 };
+
+    #[test]
+    fn a_profile_is_stale_as_soon_as_anything_is_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("profile.json");
+        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/sample");
+        let set = ModelSet::open(&sample).unwrap();
+        let variant = &set.manifest.variants[0];
+        let known = |threads| Profiles::open(&path, &Engine::new(threads)).of(&set, variant);
+        assert_eq!(known(1), None);
+        Profiles::open(&path, &Engine::new(1)).keep(&set, variant, COST);
+        assert_eq!(known(1), Some(COST));
+        assert_eq!(known(2), None, "another number of threads");
+
+        let kept: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        for key in ["version", "processor", "kernels", "threads"] {
+            let mut other = kept.clone();
+            other["machine"][key] = match &kept["machine"][key] {
+                Value::Number(_) => json!(99),
+                _ => json!("another"),
+            };
+            assert_ne!(other, kept);
+            fs::write(&path, other.to_string()).unwrap();
+            assert_eq!(known(1), None, "another {key}");
+        }
+        fs::write(&path, kept.to_string()).unwrap();
+        assert_eq!(known(1), Some(COST));
+        for broken in [&kept.to_string()[..40], "", "[]"] {
+            fs::write(&path, broken).unwrap();
+            assert_eq!(known(1), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_variant_whose_files_have_changed_is_another_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/sample");
+        let mut set = ModelSet::open(&sample).unwrap();
+        let mut profiles = Profiles::open(&folder.path().join("profile.json"), &Engine::new(1));
+        let variant = set.manifest.variants[0].clone();
+        profiles.keep(&set, &variant, COST);
+        // Neither its name nor its accuracy is in its files.
+        let renamed = Variant { name: "renamed".to_owned(), top1: Some(0.1), ..variant.clone() };
+        assert_eq!(profiles.of(&set, &renamed), Some(COST));
+        let graph = Variant { sha256: "0".repeat(64), ..variant.clone() };
+        assert_eq!(profiles.of(&set, &graph), None);
+        let file = set.manifest.files.iter_mut().find(|file| variant.weights.contains(&file.path));
+        file.unwrap().sha256 = "0".repeat(64);
+        assert_eq!(profiles.of(&set, &variant), None);
+    }
 }

@@ -34,7 +34,7 @@ pub struct Choice {
     /// Probability that it is in time, 0..1.
     pub in_time: f64,
     /// The same if this frame is no spike.
-    usually: f64,
+    pub usually: f64,
 }
 
 /// Picks variants, and learns from how long they took.
@@ -113,6 +113,23 @@ impl Selector {
             spikes: Spikes::new(),
             noise: NOISE[0].powi(2),
             last: None,
+        }
+    }
+
+    /// A selector among other profiles that goes on from what this one has learned: of the machine all of
+    /// it, and of each variant what was known of `before[variant]`, its index until now.
+    ///
+    /// # Panics
+    /// When there is no profile, or not one `before` for each.
+    pub fn renewed(&self, profiles: &[Profile], miss_rate: f64, before: &[Option<usize>]) -> Self {
+        assert_eq!(profiles.len(), before.len(), "what each was before");
+        let last = self.last.and_then(|last| before.iter().position(|&it| it == Some(last)));
+        Self {
+            belief: self.belief.renewed(before),
+            spikes: self.spikes.clone(),
+            noise: self.noise,
+            last,
+            ..Self::new(profiles, miss_rate)
         }
     }
 
@@ -277,6 +294,26 @@ impl Belief {
         state[..2].fill(1.0);
         let mut belief = Self { state, covariance: vec![0.0; size * size], pace: 1.0, last: 0.0 };
         belief.widen(AT_FIRST);
+        belief
+    }
+
+    /// The same belief about the slowdowns, and about the variants that each were `before`.
+    fn renewed(&self, before: &[Option<usize>]) -> Self {
+        let (size, old_size) = (2 + before.len(), self.state.len());
+        let old = |at: usize| match at {
+            0 | 1 => Some(at),
+            _ => before[at - 2].map(|variant| 2 + variant),
+        };
+        let mut belief = Self { pace: self.pace, last: self.last, ..Self::new(before.len()) };
+        for row in 0..size {
+            let Some(from) = old(row) else { continue };
+            belief.state[row] = self.state[from];
+            for column in 0..size {
+                if let Some(to) = old(column) {
+                    belief.covariance[row * size + column] = self.covariance[from * old_size + to];
+                }
+            }
+        }
         belief
     }
 
@@ -592,6 +629,31 @@ mod tests {
         let [first, second] = [0, 1].map(|variant| selector.expect(variant, ms(1.0)).expected);
         assert!((first.as_secs_f64() - 0.44).abs() < 0.01, "{first:?}");
         assert!((second.as_secs_f64() - 0.12).abs() < 0.01, "{second:?}");
+    }
+
+    #[test]
+    fn what_was_learned_outlives_a_change_of_the_variants() {
+        let mut selector = selector();
+        drive(&mut selector, 30, ms(500.0), [2.0, 2.0]);
+        let profile =
+            |compute, accuracy| Profile { compute: ms(compute), memory: Duration::ZERO, accuracy };
+        let known = selector.variants.iter().map(|known| Profile {
+            compute: Duration::from_secs_f64(known.compute),
+            memory: Duration::from_secs_f64(known.memory),
+            accuracy: known.accuracy,
+        });
+        // One more, in front, and the others in another order.
+        let profiles: Vec<Profile> = [profile(50.0, 0.6)].into_iter().chain(known.rev()).collect();
+        let renewed = selector.renewed(&profiles, 0.1, &[None, Some(1), Some(0)]);
+        let expected = |selector: &Selector, variant| selector.expect(variant, ms(500.0));
+        assert_eq!(renewed.slowdown(), selector.slowdown());
+        for (now, before) in [(1, 1), (2, 0)] {
+            let [now, before] = [expected(&renewed, now), expected(&selector, before)];
+            assert_eq!((now.expected, now.in_time), (before.expected, before.in_time));
+        }
+        let new = expected(&renewed, 0).expected.as_secs_f64();
+        assert!((new - 0.1).abs() < 0.01, "{new}");
+        assert_eq!(renewed.last, selector.last.map(|last| 2 - last));
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //! be sent is lost: there is nobody to tell.
 //!
 //! The watchdog is fed as long as every part has stamped its [`Pulse`] lately: a part may take as long as
-//! [`STUCK_AFTER`] for one thing, such as an inference, or as long as the watchdog's time, if that is longer. A
-//! board that is slower still needs a longer `WatchdogSec=`.
+//! [`STUCK_AFTER`] for one thing, be it an inference or a wait for a model to be loaded, or as long as
+//! the watchdog's time, if that is longer. A board that is slower still needs a longer `WatchdogSec=`.
 
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::distribution::Distribution;
 use crate::event::{LONGEST_MS, duration, milliseconds};
@@ -33,8 +34,20 @@ pub struct Candidate {
 }
 
 /// A board like a Raspberry Pi 4, to try policies with. Its times are estimated, from multiply-accumulates
-/// and from bytes at 4 GB/s; its accuracies are those of models/README.md, measured.
+/// and from bytes at 4 GB/s. Its accuracies are those of models/README.md, measured, but for two that were not
+/// and are taken from the variants nearest to them: `pruned-quantized` has that of `pruned`, and
+/// `narrow-int8-scaled` that of the narrow network's `scaled`.
 pub const PI4: &str = include_str!("../config/profile-pi4.csv");
+
+/// A policy names a variant that is no candidate.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("no variant '{name}' in the profile, there are {}", known.join(", "))]
+pub struct Unknown {
+    /// What it names.
+    pub name: String,
+    /// What there is.
+    pub known: Vec<String>,
+}
 
 /// Who chooses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,7 +180,7 @@ impl Candidate {
 /// Lets `policy` choose for every frame of `trace`.
 ///
 /// # Errors
-/// When a fixed policy names a variant that is no candidate.
+/// [`Unknown`], by a fixed policy.
 ///
 /// # Panics
 /// When there are no candidates or no frames.
@@ -176,15 +189,15 @@ pub fn replay(
     trace: &[Frame],
     policy: &Policy,
     miss_rate: f64,
-) -> Result<(Vec<Outcome>, Summary), String> {
+) -> Result<(Vec<Outcome>, Summary), Unknown> {
+    let unknown = |name: &String| Unknown {
+        name: name.clone(),
+        known: candidates.iter().map(|candidate| candidate.variant.clone()).collect(),
+    };
     let fixed = match policy {
         Policy::Fixed(name) => {
-            Some(candidates.iter().position(|candidate| candidate.variant == *name).ok_or_else(
-                || {
-                    let names: Vec<_> = candidates.iter().map(|it| it.variant.as_str()).collect();
-                    format!("no variant '{name}' in the profile, there are {}", names.join(", "))
-                },
-            )?)
+            let found = candidates.iter().position(|candidate| candidate.variant == *name);
+            Some(found.ok_or_else(|| unknown(name))?)
         }
         _ => None,
     };
@@ -371,7 +384,7 @@ mod tests {
             &Policy::Fixed("x".into()),
             0.05,
         );
-        assert!(unknown.unwrap_err().contains("there are slow, fast"));
+        assert!(unknown.unwrap_err().to_string().contains("there are slow, fast"));
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub struct Stable {
 /// Predictions that agree, up to now.
 #[derive(Clone, Debug)]
 struct Row {
-    class: usize,
+    top: Class,
     length: u32,
     since: SystemTime,
 }
@@ -74,14 +74,16 @@ impl Stable {
             self.row = None;
             return None;
         }
-        let row = self.row.take().filter(|row| row.class == top.class);
-        let mut row = row.unwrap_or(Row { class: top.class, length: 0, since: at });
+        // Another set may call a class by another name.
+        let same = |other: &Class| other.class == top.class && other.label == top.label;
+        let row = self.row.take().filter(|row| same(&row.top));
+        let mut row = row.unwrap_or(Row { top: top.clone(), length: 0, since: at });
         row.length = row.length.saturating_add(1);
         let (since, is_stable) = (row.since, row.length >= self.in_a_row);
         self.row = Some(row);
 
         match &mut self.seen {
-            Some(seen) if seen.top.class == top.class => {
+            Some(seen) if same(&seen.top) => {
                 seen.top = top.clone();
                 variant.clone_into(&mut seen.variant);
                 (seen.since, seen.last) = (seen.since.min(at), at);
@@ -101,8 +103,8 @@ impl Stable {
         }
     }
 
-    /// The message on `state`, as things are.
-    pub fn message(&self, source: event::Origin, throttled: Option<bool>) -> event::State {
+    /// The message on `state`, as far as it is about what is seen.
+    pub fn message(&self, source: event::Origin) -> event::State {
         let seen = self.seen.as_ref();
         event::State {
             schema: event::SCHEMA,
@@ -113,7 +115,9 @@ impl Stable {
             last_seen: seen.map(|seen| event::timestamp(seen.last)),
             variant: seen.map(|seen| seen.variant.clone()),
             source,
-            throttled,
+            budget_kept: None,
+            temperature_c: None,
+            throttled: None,
         }
     }
 }
@@ -141,7 +145,7 @@ mod tests {
 
     fn message(stable: &Stable) -> event::State {
         let source = event::Origin { kind: "camera", working: true, detail: String::new() };
-        stable.message(source, None)
+        stable.message(source)
     }
 
     /// Observes a letter a second: small ones are sure, capital ones are not. Gives after each the
@@ -227,6 +231,16 @@ mod tests {
         assert_eq!((&state.since, &state.last_seen), (&state.last_seen, &state.since));
         assert_eq!(stable.observe(&a, "baseline", at(50)), Some(Change::Seen));
         assert_eq!(message(&stable).since, Some(event::timestamp(at(20))));
+    }
+
+    #[test]
+    fn a_class_of_another_name_is_another_one() {
+        let mut stable = stable(2, &[]);
+        let (before, now) = (class('a', 0.9), Class { label: "b".to_owned(), ..class('a', 0.9) });
+        let seen = [&before, &before, &now, &now]
+            .map(|top| stable.observe(top, "baseline", at(0)).is_some());
+        assert_eq!(seen, [false, true, false, true]);
+        assert_eq!(message(&stable).label.as_deref(), Some("b"));
     }
 
     #[test]

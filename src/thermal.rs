@@ -1,5 +1,7 @@
-//! How hot the board is and whether its firmware holds it back, as the system tells: files in sysfs.
-//! Where there are none, nothing is known, which is no error.
+//! How hot the board is and whether its firmware holds it back, as the system tells: files in sysfs, and where
+//! the firmware is in none of them, its mailbox. Where there is neither, nothing is known, which is no error.
+
+mod mailbox;
 
 use std::fs;
 use std::path::Path;
@@ -30,13 +32,17 @@ pub struct Throttled {
     pub soft_temperature_limit: bool,
 }
 
-/// Where a Raspberry Pi's kernel shows what the firmware says.
-const FIRMWARE: &str = "devices/platform/soc/soc:firmware/get_throttled";
+/// Where a Raspberry Pi's kernel may show what the firmware says, in
+/// `<a name that begins with the one>/<a name that ends with the other>/get_throttled`: `soc/soc:firmware`, or
+/// `soc@107c000000/soc@107c000000:firmware` on newer boards.
+const FIRMWARE: (&str, &str) = ("soc", "firmware");
 
 impl Thermal {
     /// The state now.
     pub fn now() -> Self {
-        Self::below(Path::new("/sys"))
+        let found = Self::below(Path::new("/sys"));
+        let throttled = found.throttled.or_else(|| mailbox::throttled().map(Throttled::of));
+        Self { throttled, ..found }
     }
 
     /// The same by the files below another folder than `/sys`.
@@ -48,7 +54,15 @@ impl Thermal {
             .filter_map(|text| text.trim().parse::<i64>().ok())
             .filter(|millidegrees| (-60_000..250_000).contains(millidegrees))
             .max();
-        let firmware = fs::read_to_string(sys.join(FIRMWARE)).ok();
+        let folders = |of: &Path, fits: fn(&str) -> bool| {
+            let entries = fs::read_dir(of).into_iter().flatten().flatten();
+            entries.map(|entry| entry.path()).filter(move |path| {
+                path.file_name().is_some_and(|name| fits(&name.to_string_lossy()))
+            })
+        };
+        let firmware = folders(&sys.join("devices/platform"), |name| name.starts_with(FIRMWARE.0))
+            .flat_map(|soc| folders(&soc, |name| name.ends_with(FIRMWARE.1)))
+            .find_map(|folder| fs::read_to_string(folder.join("get_throttled")).ok());
         Self {
             temperature_c: temperature.map(|millidegrees| millidegrees as f64 / 1e3),
             throttled: firmware.and_then(|text| Throttled::read(&text)),
@@ -59,14 +73,18 @@ impl Thermal {
 impl Throttled {
     /// Reads a hexadecimal number, with or without `0x`.
     fn read(text: &str) -> Option<Self> {
-        let bits = u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()?;
+        u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok().map(Self::of)
+    }
+
+    /// What the bits mean.
+    fn of(bits: u32) -> Self {
         let bit = |index: u32| bits >> index & 1 == 1;
-        Some(Self {
+        Self {
             under_voltage: bit(0),
             frequency_capped: bit(1),
             throttled: bit(2),
             soft_temperature_limit: bit(3),
-        })
+        }
     }
 
     /// Whether anything does.
@@ -97,19 +115,27 @@ mod tests {
         let found = Thermal::below(folder.path());
         assert_eq!((found.temperature_c, found.throttled), (Some(61.0), None));
 
-        let firmware = folder.path().join(FIRMWARE);
-        fs::create_dir_all(firmware.parent().unwrap()).unwrap();
-        for (text, expected) in [
-            ("0\n", Some(Throttled::default())),
-            (
-                "50005",
-                Some(Throttled { under_voltage: true, throttled: true, ..Throttled::default() }),
-            ),
-            ("0x8", Some(Throttled { soft_temperature_limit: true, ..Throttled::default() })),
-            ("?", None),
-        ] {
-            fs::write(&firmware, text).unwrap();
-            assert_eq!(Thermal::below(folder.path()).throttled, expected, "{text}");
+        fs::create_dir_all(folder.path().join("devices/platform/soc/3f000000.mmc")).unwrap();
+        for place in ["soc/soc:firmware", "soc@107c000000/soc@107c000000:firmware"] {
+            let firmware = folder.path().join("devices/platform").join(place);
+            fs::create_dir_all(&firmware).unwrap();
+            for (text, expected) in [
+                ("0\n", Some(Throttled::default())),
+                (
+                    "50005",
+                    Some(Throttled {
+                        under_voltage: true,
+                        throttled: true,
+                        ..Throttled::default()
+                    }),
+                ),
+                ("0x8", Some(Throttled { soft_temperature_limit: true, ..Throttled::default() })),
+                ("?", None),
+            ] {
+                fs::write(firmware.join("get_throttled"), text).unwrap();
+                assert_eq!(Thermal::below(folder.path()).throttled, expected, "{place}: {text}");
+            }
+            fs::remove_dir_all(&firmware).unwrap();
         }
     }
 }

@@ -258,8 +258,7 @@ async fn frame(State(web): State<Arc<Web>>) -> Result<Response, Refusal> {
         return Err(Refusal::new(StatusCode::FORBIDDEN, problem));
     }
     let seen = web.overview.last.borrow().clone().ok_or_else(Refusal::no_frame)?;
-    let (pipeline, most) =
-        (Pipeline::new(&web.overview.set, &config.source), config.state.image_bytes());
+    let (pipeline, most) = (Pipeline::new(&config.source), config.state.image_bytes());
     let jpeg = spawn_blocking(move || {
         let mut made = web.frame.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, jpeg)) = made.as_ref().filter(|(id, _)| *id == seen.prediction.id) {

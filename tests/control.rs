@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::{Broker, Daemon, Subscriber, evaluated, jpeg, models, run, until};
+use common::{Broker, Daemon, PATIENCE, Subscriber, evaluated, jpeg, models, program, run, until};
 
 /// A daemon with an evaluated set that chooses variants itself.
 fn automatic(broker: &Broker, set: &std::path::Path) -> Daemon {
@@ -64,6 +64,181 @@ fn a_lower_budget_brings_a_faster_variant_and_a_higher_one_the_accurate_one() {
     daemon.start();
     until_by(&daemon, &witness, &mut count, "baseline");
     assert_eq!(timed(&daemon), 3);
+}
+
+/// The next message on `state` that says this of the budget.
+fn until_kept(witness: &Subscriber, kept: Option<bool>) {
+    until(&format!("state says {kept:?}"), || {
+        witness.next("state").json()["budget_kept"].as_bool() == kept
+    });
+}
+
+#[test]
+fn a_budget_that_nothing_keeps_is_told_everywhere_and_once() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let (_folder, set) = evaluated();
+    let mut daemon = automatic(&broker, &set);
+    daemon.configure_mqtt("stats_s = 1");
+    daemon.start();
+    until_kept(&witness, None);
+    broker.publish("vggd/test/budget/set", "0.001", &[]);
+    until_kept(&witness, Some(false));
+    for number in 0..5 {
+        daemon.drop_photo(&format!("{number}.jpg"), &jpeg(number));
+    }
+    let (mut late, mut misses) = (0, 0);
+    until("all are late, and counted", || {
+        let message = witness.next_of(&["prediction", "stats"]).json();
+        late += u64::from(message["in_time"] == false);
+        misses += message["misses"].as_u64().unwrap_or(0);
+        (late, misses) == (5, 5)
+    });
+    broker.publish("vggd/test/budget/set", "0.002", &[]);
+    broker.publish("vggd/test/budget/set", "60000", &[]);
+    until_kept(&witness, Some(true));
+    broker.publish("vggd/test/budget/set", "0", &[]);
+    until_kept(&witness, None);
+    let log = daemon.log();
+    for line in ["no variant keeps the budget", "the budget can be kept again"] {
+        assert_eq!(log.matches(line).count(), 1, "{line}: {log}");
+    }
+    assert!(daemon.end("TERM").success());
+
+    // What was timed is known to a fixed variant, too, and nothing is timed again for it.
+    daemon.replace("policy = 'auto'", "policy = 'fixed'\nbudget_ms = 0.001");
+    daemon.start();
+    until_kept(&witness, Some(false));
+    assert_eq!(daemon.log().matches("variant timed").count(), 3);
+    assert_eq!(daemon.log().matches("the variant does not keep the budget").count(), 1);
+}
+
+#[test]
+fn variants_are_timed_beside_the_frames() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let (_folder, set) = evaluated();
+    let mut daemon = automatic(&broker, &set);
+    daemon.replace("profile_when = 'start'\n", "");
+    daemon.replace("variant = 'baseline'", "variant = 'quantized'\nbudget_ms = 60000");
+    daemon.start();
+    assert!(daemon.log().contains("model loaded variant=\"quantized\""), "{}", daemon.log());
+    let mut count = 0;
+    until_by(&daemon, &witness, &mut count, "baseline");
+    until("all are timed", || daemon.log().matches("variant timed").count() == 3);
+    until_kept(&witness, Some(true));
+}
+
+#[test]
+fn what_does_not_fit_into_memory_is_told_before_it_runs() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let (_folder, set) = evaluated();
+    let mut daemon = automatic(&broker, &set);
+    daemon.start();
+    assert!(daemon.end("TERM").success());
+    assert_eq!(witness.next("variant").payload, "auto");
+
+    // As if it had been large when it was timed.
+    let kept = daemon.config().with_file_name("profile.json");
+    let mut profile: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&kept).unwrap()).unwrap();
+    let digest = {
+        let set = vggd::manifest::ModelSet::open(&set).unwrap();
+        set.digest(set.variant("baseline").unwrap())
+    };
+    profile["costs"][&digest]["peak_rss_mb"] = 5000.into();
+    fs::write(&kept, profile.to_string()).unwrap();
+    daemon.replace("policy = 'auto'", "policy = 'auto'\nmemory_limit = 4000");
+    daemon.start();
+    daemon.drop_photo("one.jpg", &jpeg(1));
+    assert_eq!(witness.next("prediction").json()["variant"], "quantized");
+    broker.publish("vggd/test/variant/set", "baseline", &[]);
+    let refused = witness.next("error").json();
+    let problem = "variant 'baseline' needs 5000 MiB, more than model.memory_limit = 4000";
+    assert_eq!(
+        (&refused["kind"], &refused["message"]),
+        (&"order".into(), &format!("variant/set: {problem}").into())
+    );
+    assert!(daemon.end("TERM").success());
+
+    daemon.replace("policy = 'auto'", "policy = 'fixed'");
+    let config = daemon.config();
+    let folder = config.parent().unwrap();
+    for command in ["check", "run"] {
+        let mut vggd = common::vggd();
+        vggd.args([command, "--config"]).arg(daemon.config()).current_dir(folder);
+        let output = vggd.output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(78), "{command}: {error}");
+        assert!(error.contains(&format!("model.variant = 'baseline': {problem}")), "{error}");
+    }
+}
+
+#[test]
+fn a_running_daemon_takes_over_what_its_file_says_of_the_choice() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let (_folder, set) = evaluated();
+    let mut daemon = automatic(&broker, &set);
+    daemon.replace("policy = 'auto'", "policy = 'fixed'");
+    daemon.start();
+    assert_eq!(witness.next("variant").payload, "baseline");
+    daemon.replace("policy = 'fixed'", "policy = 'fixed'\nbudget_ms = 250.5");
+    until("the budget is taken over", || witness.next("budget").payload == "250.5");
+    daemon.replace("policy = 'fixed'", "policy = 'auto'");
+    until("the policy is taken over", || witness.next("variant").payload == "auto");
+    daemon.replace("budget_ms = 250.5", "budget_ms = 250.5\nmiss_rate = 0.25");
+    until("the miss rate is taken over", || {
+        daemon.log().contains("configuration taken over keys=[\"model.miss_rate\"]")
+    });
+    daemon.replace("policy = 'auto'", "policy = 'fixed'");
+    until("a variant is fixed again", || witness.next("variant").payload == "baseline");
+    // What is ordered holds until the file says something else about it.
+    broker.publish("vggd/test/budget/set", "5", &[]);
+    assert_eq!(witness.next("budget").payload, "5");
+    daemon.replace("miss_rate = 0.25", "miss_rate = 0.2");
+    until("the file is read", || daemon.log().matches("[\"model.miss_rate\"]").count() == 2);
+    daemon.replace("budget_ms = 250.5", "budget_ms = 60000");
+    assert_eq!(witness.next("budget").payload, "60000");
+}
+
+/// What the broker keeps on these topics for whoever comes later.
+fn retained(broker: &Broker, names: [&str; 3]) -> [String; 3] {
+    names.map(|name| {
+        let port = broker.port.to_string();
+        let mut command = program("mosquitto_sub");
+        command.args(["-h", "127.0.0.1", "-p", &port, "--retained-only", "-C", "1"]);
+        command.args(["-W", &PATIENCE.as_secs().to_string(), "-t", &format!("vggd/test/{name}")]);
+        String::from_utf8(command.output().unwrap().stdout).unwrap().trim().to_owned()
+    })
+}
+
+#[test]
+fn what_holds_is_retained_and_the_configuration_wins_after_a_restart() {
+    let broker = Broker::running();
+    let witness = broker.subscribe();
+    let mut daemon = Daemon::new(&broker);
+    daemon.configure_model("budget_ms = 80");
+    daemon.start();
+    assert_eq!(witness.next("pause").payload, "OFF");
+    let names = ["variant", "budget", "pause"];
+    for (name, value) in names.into_iter().zip(["scaled", "5", "ON"]) {
+        broker.publish(&format!("vggd/test/{name}/set"), value, &[]);
+        until("it holds", || witness.next(name).payload == value);
+    }
+    assert_eq!(retained(&broker, names), ["scaled", "5", "ON"]);
+    assert!(daemon.end("TERM").success());
+    assert_eq!(retained(&broker, names), ["scaled", "5", "ON"]);
+    daemon.start();
+    until("a frame may pass", || witness.next("pause").payload == "OFF");
+    assert_eq!(retained(&broker, names), ["baseline", "80", "OFF"]);
+    daemon.drop_photo("one.jpg", &jpeg(1));
+    let prediction = witness.next("prediction").json();
+    assert_eq!(
+        (&prediction["variant"], &prediction["budget_ms"]),
+        (&"baseline".into(), &80.0.into())
+    );
 }
 
 #[test]

@@ -70,7 +70,7 @@ fn an_outside_crate_is_named_in_one_place() {
         ("sha2", "src/manifest src/source"),
         (
             "rustix",
-            "src/commands/table.rs src/config src/measure src/model/engine.rs src/source src/web.rs",
+            "src/commands/table.rs src/config src/measure src/model/engine.rs src/source src/thermal src/web.rs",
         ),
         ("rayon", "src/model/engine.rs"),
         ("fast_image_resize", "src/preprocess"),

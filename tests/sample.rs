@@ -52,7 +52,7 @@ fn the_sample_set_is_complete_and_fits_into_a_repository() {
 #[test]
 fn every_variant_of_the_sample_recognises_most_of_its_photos() {
     let set = ModelSet::open(folder()).unwrap();
-    let pipeline = Pipeline::new(&set, &Config::load(None).unwrap().source);
+    let pipeline = Pipeline::new(&Config::load(None).unwrap().source);
     let engine = Engine::new(0);
     for variant in &set.manifest.variants {
         let model = Model::load(&set, variant, &engine).unwrap();

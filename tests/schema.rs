@@ -55,6 +55,8 @@ fn state() -> State {
         last_seen: Some(now()),
         variant: Some("baseline".to_owned()),
         source: Origin { kind: "camera", working: true, detail: "/dev/video0".to_owned() },
+        budget_kept: Some(true),
+        temperature_c: Some(48.0),
         throttled: Some(false),
     }
 }
@@ -217,7 +219,7 @@ fn places(value: &Value, at: &str, found: &mut Vec<String>) {
 #[test]
 fn what_is_no_number_is_refused_everywhere() {
     // Without them there is no frame that could have told.
-    let may_be_null = ["/throttled", "/file"];
+    let may_be_null = ["/throttled", "/temperature_c", "/budget_kept", "/file"];
     for (name, message) in full() {
         let mut all = Vec::new();
         places(&message, "", &mut all);

@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::{Broker, Daemon, beats, jpeg, models, vggd, witness};
+use common::{Broker, Daemon, jpeg, models, vggd, witness};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, mpsc, watch};
 use vggd::config::Config;
 use vggd::outbox::Outbox;
 use vggd::publish::{Channels, Health, Publisher, Retained};
+use vggd::pulse::{BEAT, Pulse};
 use vggd::source::directory::Directory;
 use vggd::source::stream::Stream;
 use vggd::source::{Handoff, Source};
@@ -137,6 +138,15 @@ fn nothing_feeds_a_watchdog_that_is_not_there() {
     let heard = daemon.notified_within(Duration::from_secs(3));
     let fed = heard.iter().filter(|heard| heard.contains("WATCHDOG=1")).count();
     assert!(fed == 0 && !heard.is_empty(), "{heard:?}");
+}
+
+/// Looks for longer than two beats whether `pulse` beats.
+fn beats(what: &str, pulse: &Pulse) {
+    let end = Instant::now() + 3 * BEAT;
+    while Instant::now() < end {
+        assert!(pulse.age() < 2 * BEAT, "{what} does not beat");
+        thread::sleep(BEAT / 20);
+    }
 }
 
 /// A configuration in a folder of its own.

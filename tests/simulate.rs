@@ -16,28 +16,35 @@ fn the_selector_keeps_its_promises() {
     for budget in [400.0, 150.0] {
         let mut gaps = Vec::new();
         for scenario in Scenario::EACH {
-            let spiky = [Scenario::Spikes, Scenario::All].contains(&scenario);
             let lasting = ![Scenario::Steady, Scenario::Spikes].contains(&scenario);
-            let summaries: Vec<Summary> = (0..SEEDS)
-                .map(|seed| {
+            let by = |policy: Policy| -> Vec<Summary> {
+                let replayed = (0..SEEDS).map(|seed| {
                     let trace = scenario.trace(budget, seed);
-                    replay(&candidates, &trace, &Policy::Auto, MISS_RATE).unwrap().1
-                })
-                .collect();
+                    replay(&candidates, &trace, &policy, MISS_RATE).unwrap().1
+                });
+                replayed.collect()
+            };
+            let (summaries, oracle) = (by(Policy::Auto), by(Policy::Oracle));
             for (seed, summary) in summaries.iter().enumerate() {
                 let what = format!("{scenario}, {budget} ms, seed {seed}: {summary:?}");
+                // Nobody foresees a spike, and a faster variant that would be in time costs every frame.
+                let spiky = scenario == Scenario::Spikes;
                 assert!(spiky || summary.avoidable_miss_rate <= MISS_RATE + 0.01, "{what}");
                 assert!(summary.static_gain >= -0.015, "{what}");
                 assert!(summary.recovery_frames <= 5, "{what}");
                 assert!(lasting || summary.switches_per_minute <= 6.0, "{what}");
             }
-            let mean = |of: fn(&Summary) -> f64| {
+            let mean = |of: fn(&Summary) -> f64, summaries: &[Summary]| {
                 summaries.iter().map(of).sum::<f64>() / summaries.len() as f64
             };
             let what = format!("{scenario}, {budget} ms");
-            assert!(mean(|summary| summary.static_gain) >= -0.005, "{what}");
-            let gap = mean(|summary| summary.oracle_gap);
-            assert!(gap <= 0.042, "{what}: {gap}");
+            let [gain, possible] =
+                [&summaries, &oracle].map(|all| mean(|summary| summary.static_gain, all));
+            assert!(gain >= -0.005, "{what}: {gain}");
+            let worth = lasting && possible > 0.005;
+            assert!(!worth || gain > 0.0, "{what}: {gain} of {possible}");
+            let gap = mean(|summary| summary.oracle_gap, &summaries);
+            assert!(gap <= 0.04, "{what}: {gap}");
             gaps.push(gap);
         }
         let gap = gaps.iter().sum::<f64>() / gaps.len() as f64;
@@ -115,7 +122,7 @@ fn scenarios_with_many_seeds() {
 }
 
 #[test]
-fn wrong_files_are_named() {
+fn wrong_files_and_arguments_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("trace.csv").display().to_string();
     fs::write(&path, "arrival_ms,slowdown,memory_slowdown,budget_ms\n0,0,1,100\n").unwrap();
@@ -123,9 +130,18 @@ fn wrong_files_are_named() {
         (vec!["--trace", &path], 1, "trace.csv: line 2: a slowdown must be over 0"),
         (vec!["--trace", "/nowhere.csv"], 1, "/nowhere.csv: No such file"),
         (vec!["--scenario", "storm"], 2, "there are steady, step"),
-        (vec!["--policy", "best", "--seeds", "1"], 1, "no variant 'best' in the profile"),
+        (vec!["--policy", "best", "--seeds", "1"], 2, "no variant 'best' in the profile"),
+        (vec!["--scenario", "step", "--policy", "best"], 2, "no variant 'best' in the profile"),
         (vec!["--miss-rate", "2"], 2, "must be from 0 to 1"),
         (vec!["--trace", &path, "--scenario", "step"], 2, "cannot be used with"),
+        (vec!["--trace", &path, "--seed", "1"], 2, "cannot be used with"),
+        (vec!["--trace", &path, "--seeds", "2"], 2, "cannot be used with"),
+        (vec!["--trace", &path, "--budget-ms", "9"], 2, "cannot be used with"),
+        (vec!["--trace", &path, "--write-trace", &path], 2, "cannot be used with"),
+        (vec!["--scenario", "step", "--seeds", "2"], 2, "cannot be used with"),
+        (vec!["--picture", &path], 2, "required arguments were not provided"),
+        (vec!["--write-trace", &path], 2, "required arguments were not provided"),
+        (vec!["--policy", "oracle", "--miss-rate", "0.1"], 2, "--miss-rate is for --policy auto"),
     ] {
         let output = vggd(&arguments);
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -117,7 +117,7 @@ fn logits_at_half_precision_are_within_a_hundredth_of_float32() {
     let mut config = Config::load(None).unwrap();
     config.model.precision = config::Precision::Half;
     let half = Engine::configured(&config.model).unwrap();
-    let pipeline = Pipeline::new(&set, &config.source);
+    let pipeline = Pipeline::new(&config.source);
     let photos = sample_photos();
     for name in ["baseline", "quantized", "pruned-quantized-scaled"] {
         let variant = set.variant(name).unwrap();
@@ -125,7 +125,7 @@ fn logits_at_half_precision_are_within_a_hundredth_of_float32() {
             [&Engine::new(2), &half].map(|engine| Model::load(&set, variant, engine).unwrap());
         for photo in &photos {
             let decoded = pipeline.decode(&mut Picture::File(photo.to_owned())).unwrap();
-            let input = pipeline.prepare(&decoded, variant.side()).input;
+            let input = pipeline.prepare(&decoded, &single).input;
             let [single, half] = [&single, &half].map(|model| model.infer(&input).unwrap());
             let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>();
             let off = norm(&mut single.iter().zip(&half).map(|(a, b)| a - b));

@@ -37,7 +37,7 @@ pub(crate) fn bench(
     if files.profile.is_some() {
         lineup::evaluated(&set).map_err(|problem| anyhow!("--profile {problem}"))?;
     }
-    let picture = photo.map(|path| readable(config, &set, &path)).transpose()?;
+    let picture = photo.map(|path| readable(config, &path)).transpose()?;
     let (mut measured, mut progress) = (Vec::new(), Progress::new());
     for (index, variant) in names.iter().enumerate() {
         let all = names.len();

@@ -23,7 +23,7 @@ struct Compared<'a> {
 /// Runs every variant on one photo.
 pub(crate) fn compare(config: &Config, photo: &Path, runs: u32, json: bool) -> Result<()> {
     let set = daemon::model_set(config)?;
-    let picture = &readable(config, &set, photo)?;
+    let picture = &readable(config, photo)?;
     let may = &|_| Ok(());
     let comparing = Comparing { config, set: &set, picture, runs, background: false, may };
     let all = set.manifest.variants.len();

@@ -4,13 +4,17 @@ use std::fs::{self, File};
 use std::io::{BufReader, Write, stdout};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use vggd::simulate::trace::{self, Frame, Scenario};
-use vggd::simulate::{self, Candidate, Summary};
+use vggd::simulate::{self, Candidate, Policy, Summary, Unknown};
 
-use super::{print_json, print_table, write};
+use super::progress::Progress;
+use super::{Misused, print_json, print_table, write};
 use crate::arguments::Simulation;
+
+/// The share of frames that may be late, unless it is given.
+const MISS_RATE: f64 = 0.05;
 
 /// One scenario with many seeds: the mean, and the worst of them.
 #[derive(Serialize)]
@@ -34,6 +38,9 @@ struct Figures {
 }
 
 pub(crate) fn simulate(simulation: &Simulation) -> Result<()> {
+    if simulation.miss_rate.is_some() && simulation.policy != Policy::Auto {
+        bail!(Misused("--miss-rate is for --policy auto alone".to_owned()));
+    }
     let candidates = match &simulation.profile {
         Some(path) => read(path, simulate::profile)?,
         None => simulate::profile(simulate::PI4.as_bytes()).map_err(anyhow::Error::msg)?,
@@ -58,6 +65,17 @@ fn read<T>(path: &Path, parse: impl FnOnce(BufReader<File>) -> Result<T, String>
     parse(BufReader::new(file)).map_err(|error| anyhow!("{}: {error}", name()))
 }
 
+/// Replays a trace by what the command line says.
+fn replay(
+    simulation: &Simulation,
+    candidates: &[Candidate],
+    frames: &[Frame],
+) -> Result<(Vec<simulate::Outcome>, Summary)> {
+    let miss_rate = simulation.miss_rate.unwrap_or(MISS_RATE);
+    let replayed = simulate::replay(candidates, frames, &simulation.policy, miss_rate);
+    replayed.map_err(|error: Unknown| Misused(format!("--policy: {error}")).into())
+}
+
 /// Replays one trace, and shows it frame by frame.
 fn one(
     simulation: &Simulation,
@@ -65,9 +83,7 @@ fn one(
     frames: &[Frame],
     title: &str,
 ) -> Result<()> {
-    let Simulation { policy, miss_rate, .. } = simulation;
-    let (outcomes, summary) =
-        simulate::replay(candidates, frames, policy, *miss_rate).map_err(anyhow::Error::msg)?;
+    let (outcomes, summary) = replay(simulation, candidates, frames)?;
     if let Some(path) = &simulation.write_trace {
         write(path, |file| trace::write(file, frames))?;
     }
@@ -115,15 +131,17 @@ fn one(
 fn each(simulation: &Simulation, candidates: &[Candidate]) -> Result<()> {
     let Simulation { budget_ms, seed, seeds, .. } = *simulation;
     let mut rows = Vec::new();
-    for scenario in Scenario::EACH {
-        let summaries: Result<Vec<Summary>, String> = (seed..seed + seeds)
-            .map(|seed| {
-                let frames = scenario.trace(budget_ms, seed);
-                let Simulation { policy, miss_rate, .. } = simulation;
-                Ok(simulate::replay(candidates, &frames, policy, *miss_rate)?.1)
+    let mut progress = Progress::new();
+    for (index, scenario) in Scenario::EACH.into_iter().enumerate() {
+        let summaries: Result<Vec<Summary>> = (0..seeds)
+            .map(|run| {
+                let part = run as f64 / seeds as f64;
+                let share = (index as f64 + part) / Scenario::EACH.len() as f64;
+                progress.tell(&scenario.to_string(), share);
+                Ok(replay(simulation, candidates, &scenario.trace(budget_ms, seed + run))?.1)
             })
             .collect();
-        let summaries = summaries.map_err(anyhow::Error::msg)?;
+        let summaries = summaries?;
         let mean = |of: fn(&Summary) -> f64| {
             summaries.iter().map(of).sum::<f64>() / summaries.len() as f64
         };

@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tract_onnx::pb::{GraphProto, NodeProto};
 use tract_onnx::tract_hir::internal::*;
 use vggd_kernels::layout::{blocked_len, unblock};
-use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Tile};
+use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Precision, Tile};
 
 use super::chain::{CONVOLUTION_NEEDS, POOLING_NEEDS, is_2x2, is_3x3, output_size, reader};
 use super::engine::{Engine, Source};
 use super::op::{Layer, Taken};
-use super::weights::{Files, Floats, Parts};
+use super::weights::{Files, Floats, Parts, stored_bytes};
 
 /// Takes the chain of convolutions that starts at the input of `graph` out of it, if there is one of
 /// at least two.
@@ -60,6 +60,30 @@ pub(super) fn take(
     let layer = Convolutions { engine, inputs, side, stem, winograd, channels, size, buffers };
     let place = graph.node.iter_mut().find(|node| node.output.contains(&output));
     Ok(Some(Taken::leave(place.expect("a step is a node"), input, output, layer)))
+}
+
+/// How many bytes more than they are stored in the filters of the chain take when they are packed.
+pub(super) fn packing_adds(graph: &GraphProto, engine: &Engine, side: usize) -> u64 {
+    let number = match engine.precision() {
+        Precision::Single => 4,
+        Precision::Half => 2,
+    };
+    let (parts, mut size, mut added) = (Parts::of(graph), side, 0u64);
+    // The first is not transformed, and small.
+    for (index, step) in steps(graph).iter().enumerate() {
+        let filters = step.node.input.get(1).and_then(|name| parts.filters(name));
+        if let Some((&[out, inner, 3, 3], stored)) = filters.map(|it| (&*it.dims, stored_bytes(it)))
+            && index > 0
+        {
+            let positions = match Tile::choose(size, size) {
+                Tile::Two => 16,
+                Tile::Four => 36,
+            };
+            added += (positions * number * out as u64 * inner as u64).saturating_sub(stored);
+        }
+        size = output_size(size, step.fuse.pool);
+    }
+    added
 }
 
 /// A convolution of the graph with what follows it.

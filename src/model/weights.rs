@@ -28,6 +28,15 @@ impl<'a> Parts<'a> {
         Self { initializers: initializers.collect(), producers: producers.collect() }
     }
 
+    /// The initializer that holds the weights of that name, whether a node widens them or not.
+    pub(super) fn filters(&self, name: &str) -> Option<&'a TensorProto> {
+        let stored = self.initializers.get(name).copied();
+        stored.or_else(|| {
+            let node = self.producers.get(name)?;
+            self.initializers.get(node.input.first()?.as_str()).copied()
+        })
+    }
+
     /// The float32 weights of that name and their shape, if they can be used in place or are float16
     /// or int8 ones that a node widens.
     pub(super) fn floats(
@@ -189,6 +198,17 @@ impl<'a> Files<'a> {
         self.maps.insert(path, map.clone());
         Ok(map)
     }
+}
+
+/// What an initializer takes in the set's files, or in the graph.
+pub(super) fn stored_bytes(tensor: &TensorProto) -> u64 {
+    let bytes = match DataType::try_from(tensor.data_type) {
+        Ok(DataType::Float | DataType::Int32 | DataType::Uint32) => bytes_of::<f32>(&tensor.dims),
+        Ok(DataType::Int64 | DataType::Double) => bytes_of::<f64>(&tensor.dims),
+        Ok(DataType::Float16) => bytes_of::<u16>(&tensor.dims),
+        _ => bytes_of::<u8>(&tensor.dims),
+    };
+    bytes.unwrap_or(0) as u64
 }
 
 /// Bytes of a tensor, if it has a size and this machine has addresses for it.

@@ -13,9 +13,12 @@ const RIGHT: f64 = 20.0;
 const TOP: f64 = 80.0;
 const BOTTOM: f64 = 55.0;
 
-/// Colours that people with any kind of sight tell apart (after Okabe and Ito 2008, the yellow darker).
-const COLOURS: [&str; 8] =
-    ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442", "#000000"];
+/// Colours that people with any kind of sight tell apart (after Okabe and Ito 2008, the yellow darker),
+/// and a dark red as the ninth.
+const COLOURS: [&str; 9] = [
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442", "#000000",
+    "#882255",
+];
 
 /// Draws latency over time: a point a frame, the budget as a line; frames far over the budget lie on
 /// the upper edge.

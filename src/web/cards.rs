@@ -70,7 +70,7 @@ pub(super) async fn cards(
     };
     // Only now, so that nobody who sends slowly holds up the others.
     let turn = overview.turn.take().ok_or_else(busy)?;
-    let pipeline = Pipeline::new(&overview.set, &overview.config.source);
+    let pipeline = Pipeline::new(&overview.config.source);
     let decoding = spawn_blocking(move || {
         let mut picture = picture;
         pipeline.decode(&mut picture).map(|_| picture)
@@ -154,12 +154,13 @@ fn stream(overview: Arc<Overview>, turn: Taken, picture: Picture, runs: u32) -> 
             line.push(b'\n');
             steps.blocking_send(Bytes::from(line))
         };
-        let Overview { set, config, lineup, .. } = &*overview;
+        let Overview { config, lineup, .. } = &*overview;
+        let set = &*lineup.set();
         let start = json!({"start": {"variants": set.names(), "runs": runs}});
         if tell(&start).is_err() {
             return;
         }
-        let (picture, may) = (&picture, &|index| lineup.room(index));
+        let (picture, may) = (&picture, &|index: usize| lineup.room(&set.manifest.variants[index]));
         let comparing = Comparing { config, set, picture, runs, background: true, may };
         let compared = compare(comparing, |step| {
             let heard = match step {

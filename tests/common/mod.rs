@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
-use vggd::pulse::{BEAT, Pulse};
 
 /// No step of a test takes this long unless it hangs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -55,6 +54,13 @@ pub fn models() -> &'static Path {
 
 /// A copy of the tiny set in which each variant has an accuracy, the first one the best.
 pub fn evaluated() -> (TempDir, PathBuf) {
+    let (folder, path) = copied();
+    evaluate(&path);
+    (folder, path)
+}
+
+/// A copy of the tiny set.
+pub fn copied() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("set");
     fs::create_dir(&path).unwrap();
@@ -62,16 +68,27 @@ pub fn evaluated() -> (TempDir, PathBuf) {
         let entry = entry.unwrap();
         fs::copy(entry.path(), path.join(entry.file_name())).unwrap();
     }
-    let manifest = path.join("manifest.toml");
-    let mut manifest_toml: toml::Table =
-        toml::from_str(&fs::read_to_string(&manifest).unwrap()).unwrap();
-    for (index, variant) in manifest_toml["variant"].as_array_mut().unwrap().iter_mut().enumerate()
-    {
-        let top1 = toml::Value::Float(0.9 - 0.1 * index as f64);
-        variant.as_table_mut().unwrap().insert("top1".to_owned(), top1);
-    }
-    fs::write(manifest, toml::to_string(&manifest_toml).unwrap()).unwrap();
     (folder, path)
+}
+
+/// Gives each variant of a set an accuracy, the first one the best.
+pub fn evaluate(set: &Path) {
+    edit_manifest(set, |manifest| {
+        let variants = manifest["variant"].as_array_mut().unwrap();
+        for (index, variant) in variants.iter_mut().enumerate() {
+            let top1 = toml::Value::Float(0.9 - 0.1 * index as f64);
+            variant.as_table_mut().unwrap().insert("top1".to_owned(), top1);
+        }
+    });
+}
+
+/// Replaces the manifest of a set by a changed one.
+pub fn edit_manifest(set: &Path, edit: impl FnOnce(&mut toml::Table)) {
+    let path = set.join("manifest.toml");
+    let mut manifest = toml::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    edit(&mut manifest);
+    fs::write(set.join("new"), toml::to_string(&manifest).unwrap()).unwrap();
+    fs::rename(set.join("new"), path).unwrap();
 }
 
 /// Photo number `number`: colourful, and different from every other.
@@ -544,15 +561,6 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(Instant::now() < deadline, "in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Looks for longer than two beats whether `pulse` beats.
-pub fn beats(what: &str, pulse: &Pulse) {
-    let end = Instant::now() + 3 * BEAT;
-    while Instant::now() < end {
-        assert!(pulse.age() < 2 * BEAT, "{what} does not beat");
-        std::thread::sleep(BEAT / 20);
     }
 }
 
