@@ -45,7 +45,6 @@ pub struct Terms {
 /// Variants of one set, shared by the threads that classify, load and take orders.
 pub struct Lineup {
     engine: Engine,
-    memory_limit: Option<u64>,
     idle: Duration,
     inner: Mutex<Inner>,
     /// Something changed that a thread may wait for.
@@ -206,7 +205,7 @@ impl Lineup {
         };
         inner.select(&[]);
         let (inner, changed) = (Mutex::new(inner), Condvar::new());
-        Self { engine: engine.clone(), memory_limit, idle, inner, changed }
+        Self { engine: engine.clone(), idle, inner, changed }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -315,8 +314,8 @@ impl Lineup {
     /// # Errors
     /// A sentence that says how much memory is missing, or that the set has no such variant any more.
     pub fn room(&self, variant: &Variant) -> Result<(), String> {
-        let Some(limit) = self.memory_limit else { return Ok(()) };
         let inner = self.lock();
+        let Some(limit) = inner.memory_limit else { return Ok(()) };
         let index = inner.set.position(&variant.name).map_err(|error| error.to_string())?;
         let left =
             limit.saturating_sub(inner.held().map(|at| inner.places[at].resident_mb()).sum());
