@@ -510,18 +510,21 @@ impl Spikes {
     /// frame is a spike.
     fn in_time(&self, mean: f64, deviation: f64, left: f64) -> f64 {
         let within = |ratio: f64| normal((left - ratio * mean) / (ratio * deviation));
+        let usually = within(1.0);
         let known = self.count.min(self.ratios.len());
         if known == 0 {
-            return within(1.0);
+            return usually;
         }
         let spike = self.ratios[..known].iter().map(|&ratio| within(ratio)).sum::<f64>();
-        within(1.0) + self.rate * (spike / known as f64 - within(1.0))
+        usually + self.rate * (spike / known as f64 - usually)
     }
 }
 
 /// The normal distribution's share below `deviations`, to 0.00014 (Bowling et al. 2009).
 fn normal(deviations: f64) -> f64 {
-    let deviations = deviations.clamp(-10.0, 10.0);
+    if deviations.abs() > 5.0 {
+        return f64::from(deviations > 0.0);
+    }
     1.0 / (1.0 + (-0.07056 * deviations.powi(3) - 1.5976 * deviations).exp())
 }
 
