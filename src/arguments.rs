@@ -30,15 +30,19 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Classify what comes from the configured source and publish a prediction for each frame
     #[command(after_help = "\
-It logs to stderr, or to the journal, where every value is a field (journalctl -o json). What it has to say
-to programs comes over MQTT and from the page, as JSON.
+It logs to stderr, or to the journal, where every value is a field (journalctl -o json). Predictions come
+over MQTT and from the page, as JSON.
 
 Examples:
   vggd run --config vggd.toml
+  vggd run --config vggd.toml --json | jq 'select(.level != \"INFO\")'
   VGGD__MODEL__VARIANT=scaled vggd run --config vggd.toml --models DIR")]
     Run {
         #[command(flatten)]
         set: Set,
+        /// Log to stdout, one JSON object a line
+        #[arg(long)]
+        json: bool,
     },
     /// See every variant at work: photos through the daemon, answers over MQTT
     #[cfg(feature = "demo")]
@@ -163,7 +167,15 @@ Examples:
         json: bool,
     },
     /// Print the documented default configuration
-    Defaults,
+    #[command(after_help = "\
+Examples:
+  vggd defaults > vggd.toml
+  vggd defaults --json | jq .mqtt")]
+    Defaults {
+        /// Only keys and values, as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Measure one variant in this process; "-" reads the photo from stdin
     #[command(hide = true)]
     Measure {

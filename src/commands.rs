@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use vggd::config::{Config, SourceKind};
+use vggd::config::{self, Config, SourceKind};
 use vggd::daemon;
 use vggd::event::{Class, Timings};
 use vggd::manifest::{ModelSet, SetError};
@@ -196,6 +196,15 @@ struct Faulty {
 /// Says on stdout too what is wrong.
 pub(crate) fn faulty(error: &anyhow::Error) -> Result<()> {
     print_json(&Faulty { ok: false, error: format!("{error:#}") })
+}
+
+/// The default configuration, with its explanations unless as JSON.
+pub(crate) fn defaults(json: bool) -> Result<()> {
+    if json {
+        return print_json(&config::defaults());
+    }
+    stdout().write_all(config::DEFAULT.as_bytes())?;
+    Ok(())
 }
 
 /// Compares all checksums of a set.

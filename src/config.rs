@@ -31,6 +31,11 @@ const MOST_MEGABYTES: u64 = if usize::BITS < 64 { isize::MAX as u64 >> 20 } else
 const ENVIRONMENT: &str = "VGGD";
 const SEPARATOR: &str = "__";
 
+/// The values of [`DEFAULT`], section by section.
+pub fn defaults() -> toml::Table {
+    toml::from_str(DEFAULT).expect("default.toml is TOML")
+}
+
 /// A valid configuration. The keys are documented in `config/default.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -516,7 +521,7 @@ impl Config {
         file: Option<&Path>,
         environment: BTreeMap<String, String>,
     ) -> Result<Self, ConfigError> {
-        let known = toml::from_str(DEFAULT).expect("default.toml is TOML");
+        let known = defaults();
         let mut written = toml::Table::new();
         if let Some(path) = file {
             written = read(path)?;
@@ -993,7 +998,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_value_of_any_key_is_taken_or_refused_by_its_name(
-            key in select(flatten(&toml::from_str(DEFAULT).unwrap()).into_keys().collect::<Vec<_>>()),
+            key in select(flatten(&defaults()).into_keys().collect::<Vec<_>>()),
             value in values(),
             by_variable in any::<bool>(),
         ) {

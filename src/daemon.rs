@@ -72,6 +72,8 @@ pub struct Options {
     pub config: Option<PathBuf>,
     /// The model set in place of the configured one.
     pub models: Option<PathBuf>,
+    /// Whether to log as JSON on stdout.
+    pub json: bool,
 }
 
 impl Options {
@@ -192,7 +194,7 @@ pub fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
     let (started, started_at) = (Instant::now(), SystemTime::now());
     let start = service::Start::begin();
     let config = options.load()?;
-    crate::logging::start(config.log.level.as_str());
+    crate::logging::start(config.log.level.as_str(), options.json);
     let set = model_set(&config)?;
     configured_variant(&config, &set)?;
     configured_chooser(&config, &set)?;

@@ -1,4 +1,5 @@
-//! Logging: fields and a short sentence, to the journal when stdout leads there, else to stderr.
+//! Logging: fields and a short sentence, to the journal when stdout leads there, else to stderr; or as
+//! JSON to stdout.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,34 +12,47 @@ use systemd_journal_logger::JournalLog;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-/// Starts logging at `level`, or at what the environment variable RUST_LOG says.
+/// Starts logging at `level`, or at what the environment variable RUST_LOG says. With `json` each event is
+/// an object on a line of stdout.
 ///
 /// # Panics
 /// When called twice.
-pub fn start(level: &str) {
+pub fn start(level: &str, json: bool) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let registry = tracing_subscriber::registry().with(filter);
-    match journal() {
-        Some(journal) => registry.with(journal).init(),
-        None => {
-            let format = tracing_subscriber::fmt::layer()
-                .with_writer(io::stderr)
-                .with_ansi(io::stderr().is_terminal())
-                .with_target(false);
-            registry.with(format).init();
-        }
-    }
+    let text = || {
+        tracing_subscriber::fmt::layer()
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal())
+            .with_target(false)
+            .boxed()
+    };
+    let layer = structured(json).unwrap_or_else(text);
+    tracing_subscriber::registry().with(layer.with_filter(filter)).init();
 }
 
-/// Says why the program ends, as an error in the journal or a line on stderr, whether or not logging was
-/// started.
-pub fn fatal(error: &str) {
-    let Some(journal) = journal() else { return eprintln!("vggd: {error}") };
-    let registry = tracing_subscriber::registry().with(journal);
+/// Says why the program ends, as an error in the journal, as JSON with `json`, or else as a line on stderr,
+/// whether or not logging was started.
+pub fn fatal(error: &str, json: bool) {
+    let Some(layer) = structured(json) else { return eprintln!("vggd: {error}") };
+    let registry = tracing_subscriber::registry().with(layer);
     tracing::subscriber::with_default(registry, || tracing::error!(error, "cannot go on"));
+}
+
+/// Where events go with every field by itself, if they do.
+fn structured<S>(json: bool) -> Option<Box<dyn Layer<S> + Send + Sync>>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    if json {
+        let lines = tracing_subscriber::fmt::layer().json().flatten_event(true);
+        let lines = lines.with_current_span(false).with_span_list(false).with_target(false);
+        return Some(lines.with_writer(io::stdout).boxed());
+    }
+    journal().map(Layer::boxed)
 }
 
 fn journal() -> Option<Journal> {

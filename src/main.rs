@@ -24,17 +24,18 @@ const EXIT_ARGUMENTS: u8 = 2;
 const EXIT_CONFIG: u8 = 78;
 
 impl Set {
-    fn options(&self) -> daemon::Options {
+    fn options(&self, json: bool) -> daemon::Options {
         let packaged = PathBuf::from(config::DEFAULT_PATH);
         daemon::Options {
             config: self.config.clone().or(packaged.exists().then_some(packaged)),
             models: self.models.clone(),
+            json,
         }
     }
 
     /// The configuration, with what `compute` gives in place of what is configured.
     fn load(&self, compute: &Compute) -> Result<Config, ConfigError> {
-        let mut config = self.options().load()?;
+        let mut config = self.options(false).load()?;
         let model = &mut config.model;
         model.threads = compute.threads.unwrap_or(model.threads);
         model.precision = compute.precision.unwrap_or(model.precision);
@@ -43,10 +44,12 @@ impl Set {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse().command) {
+    let command = Arguments::parse().command;
+    let json = matches!(command, Command::Run { json: true, .. });
+    match run(command) {
         Ok(code) => code,
         Err(error) => {
-            logging::fatal(&format!("{error:#}"));
+            logging::fatal(&format!("{error:#}"), json);
             match error.downcast_ref() {
                 Some(SetError::UnknownVariant { .. }) => ExitCode::from(EXIT_ARGUMENTS),
                 _ if error.is::<commands::Misused>() => ExitCode::from(EXIT_ARGUMENTS),
@@ -59,7 +62,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Run { set } => daemon::run(&set.options(), std::future::pending())?,
+        Command::Run { set, json } => daemon::run(&set.options(json), std::future::pending())?,
         #[cfg(feature = "demo")]
         Command::Demo { models, photos, json } => {
             demo::run(&demo::Options { models, photos, json })?;
@@ -80,14 +83,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Simulate(simulation) => commands::simulate(&simulation)?,
         Command::Check { set, json } => {
-            let loaded = set.options().load().map_err(anyhow::Error::from);
+            let loaded = set.options(false).load().map_err(anyhow::Error::from);
             let checked = loaded.and_then(|config| commands::check(&config, json));
             if let (Err(error), true) = (&checked, json) {
                 commands::faulty(error)?;
             }
             checked?;
         }
-        Command::Defaults => print!("{}", config::DEFAULT),
+        Command::Defaults { json } => commands::defaults(json)?,
         Command::Measure { photo, set, variant, timing, each, background } => {
             let config = set.load(&timing.compute)?;
             let runs = timing.runs.unwrap_or(20);

@@ -4,8 +4,9 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use common::{jpeg, models, run, schema, vggd};
 use serde_json::Value;
@@ -329,9 +330,50 @@ fn wrong_arguments_exit_with_2_and_the_defaults_are_a_valid_file() {
     }
     let defaults = run(&["defaults"]);
     assert_eq!(String::from_utf8(defaults.stdout).unwrap(), vggd::config::DEFAULT);
+    let defaults = common::json_lines(&run(&["defaults", "--json"]));
+    let known: Value = toml::from_str(vggd::config::DEFAULT).unwrap();
+    assert_eq!(defaults, [known]);
     let set = models().to_str().unwrap();
     let output = run(&["classify", "none.jpg", "--models", set, "--variant", "x"]);
     assert_eq!(output.status.code(), Some(2));
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("'x'") && error.contains("quantized"), "{error}");
+}
+
+#[test]
+fn a_run_logs_as_json_when_asked_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vggd.toml");
+    let [incoming, outbox] = ["incoming", "outbox"].map(|name| folder.path().join(name));
+    let config = format!(
+        "[source]\ndirectory = '{}'\n[outbox]\ndirectory = '{}'\n[web]\nlisten = 'off'\n",
+        incoming.display(),
+        outbox.display()
+    );
+    fs::write(&path, config).unwrap();
+    fs::create_dir(&incoming).unwrap();
+    let mut command = vggd();
+    command.args(["run", "--json", "--config"]).arg(&path).arg("--models").arg(models());
+    let mut child = common::start(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let mut events = Vec::new();
+    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+        let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        if event["message"] == "ready" {
+            common::signal(&child, "TERM");
+        }
+        events.push(event);
+    }
+    assert!(child.wait().unwrap().success(), "{events:?}");
+    assert!(events.iter().any(|event| event["message"] == "ready"), "{events:?}");
+    for event in &events {
+        assert!(["timestamp", "level", "message"].map(|key| event[key].is_string()) == [true; 3]);
+    }
+
+    fs::write(&path, "[model]\nvariant = 1\n").unwrap();
+    let output = run(&["run", "--json", "--config", path.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(78));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    let [event] = &common::json_lines(&output)[..] else { panic!("one event") };
+    assert_eq!(event["level"], "ERROR");
+    assert!(event["error"].as_str().unwrap().contains("model.variant"), "{event}");
 }

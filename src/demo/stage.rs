@@ -66,6 +66,7 @@ impl Stage {
         let options = daemon::Options {
             config: Some(stage.folder.path().join(FILE)),
             models: Some(set.directory.clone()),
+            json: false,
         };
         stage.check(&options, first)?;
         let run = move || {
