@@ -10,7 +10,7 @@ use std::time::Duration;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput};
 use vggd_kernels::layout::blocked_len;
-use vggd_kernels::linear::{BLOCK, linear_f32, linear_i8b64};
+use vggd_kernels::linear::{BLOCK, linear_bf16, linear_f32, linear_i8b64};
 use vggd_kernels::quantized::{Algorithm, Parameters, QConv3x3};
 use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Isa, Precision, Sequential, Tile};
 
@@ -119,6 +119,14 @@ fn linear(criterion: &mut Criterion, rows: usize, columns: usize) {
     let mut layer = Layer::new(criterion, name("linear_f32"), bytes);
     for isa in Isa::all() {
         layer.time(isa.name(), || linear_f32(isa, black_box(&weights), &bias, &x, &mut y));
+    }
+    drop((layer, weights));
+
+    let weights = vec![0x3f00; rows * columns];
+    let bytes = Throughput::Bytes(size_of_val(&*weights) as u64);
+    let mut layer = Layer::new(criterion, name("linear_bf16"), bytes);
+    for isa in Isa::all() {
+        layer.time(isa.name(), || linear_bf16(isa, black_box(&weights), &bias, &x, &mut y));
     }
     drop((layer, weights));
 

@@ -14,6 +14,7 @@ fn main() {
         None => Isa::detect(),
     };
     let weights: Vec<Vec<f32>> = LAYERS.map(|(n, k)| vec![0.5; n * k]).to_vec();
+    let halves: Vec<Vec<u16>> = LAYERS.map(|(n, k)| vec![0x3f00; n * k]).to_vec();
     let int8: Vec<Vec<i8>> = LAYERS.map(|(n, k)| vec![5; n * k]).to_vec();
     let scales: Vec<Vec<f32>> = LAYERS.map(|(n, k)| vec![0.5; n * k / linear::BLOCK]).to_vec();
     let x = vec![0.25; 25_088];
@@ -28,6 +29,13 @@ fn main() {
     });
     report("read", best(|| read(&weights)), 4);
     report("linear_f32", float, 4);
+    let half = best(|| {
+        for (w, (n, k)) in halves.iter().zip(LAYERS) {
+            linear::linear_bf16(isa, w, &bias[..n], &x[..k], &mut y[..n]);
+        }
+        black_box(&y);
+    });
+    report("linear_bf16", half, 2);
     let quantized = best(|| {
         for ((w, s), (n, k)) in int8.iter().zip(&scales).zip(LAYERS) {
             linear::linear_i8b64(isa, w, s, &bias[..n], &x[..k], &mut y[..n]);

@@ -16,7 +16,7 @@
 //! - `panels`: how output channels are cut into what registers hold.
 //! - [`isa`]: what this processor can do; every kernel takes an [`Isa`].
 //! - `vector`: sixteen float32 lanes, or pairs of 16 bits each, one file per instruction set.
-//! - `float16`: numbers of that width, as bits.
+//! - [`bfloat16`] and `float16`: numbers of that width, as bits.
 //! - `integer`: sixteen int32 lanes, and what multiplies and sums, likewise.
 //!
 //! A kernel is written once over `vector` or `integer` and instantiated once per instruction set,
@@ -30,6 +30,8 @@ pub mod winograd;
 pub mod quantized;
 
 pub mod linear;
+
+pub mod bfloat16;
 
 pub mod layout;
 

@@ -47,6 +47,35 @@ pub fn linear_f32(isa: Isa, weights: &[f32], bias: &[f32], x: &[f32], y: &mut [f
     }
 }
 
+/// `y = W x + b` with weights of bfloat16, as [bits](crate::bfloat16::to_bits); products and sums
+/// are float32.
+///
+/// `weights` is `[rows, columns]` row-major, of any alignment; `x` has `columns`
+/// elements, `bias` and `y` have `rows`.
+///
+/// # Panics
+///
+/// If the lengths do not fit each other.
+pub fn linear_bf16(isa: Isa, weights: &[u16], bias: &[f32], x: &[f32], y: &mut [f32]) {
+    check_lengths("linear_bf16", weights.len(), bias.len(), x.len(), y.len());
+    // SAFETY: an `Isa` exists only where its instructions do, and the lengths fit.
+    unsafe {
+        match isa.kind() {
+            Kind::Plain => plain_linear_bf16_4x16(weights, bias, x, y),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => avx2_linear_bf16_4x16(weights, bias, x, y),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 | Kind::Vnni | Kind::Amx => avx512_linear_bf16_8x16(weights, bias, x, y),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon | Kind::NeonDot | Kind::NeonHalf => {
+                neon_linear_bf16_4x16(weights, bias, x, y)
+            }
+            #[cfg(target_arch = "arm")]
+            Kind::Neon32 => plain_linear_bf16_4x16(weights, bias, x, y),
+        }
+    }
+}
+
 /// `y = W x + b` with int8 weights and float32 activations: what ONNX DequantizeLinear
 /// (symmetric, one scale per row and [`BLOCK`] columns) and Gemm compute, up to the
 /// order of summation.
@@ -106,13 +135,19 @@ fn check_lengths(kernel: &str, weights: usize, bias: usize, columns: usize, rows
     );
 }
 
-/// One instance of both kernels for an instruction set.
+/// One instance of all kernels for an instruction set.
 macro_rules! instance {
-    ($vector:ty, $rows:literal, $f32:ident, $i8:ident $(, $features:literal)?) => {
+    ($vector:ty, $rows:literal, $f32:ident, $bf16:ident, $i8:ident $(, $features:literal)?) => {
         $(#[target_feature(enable = $features)])?
         unsafe fn $f32(weights: &[f32], bias: &[f32], x: &[f32], y: &mut [f32]) {
             // SAFETY: this function has the features; the caller checked the lengths.
-            unsafe { all_rows_f32::<$vector, $rows>(weights, bias, x, y) }
+            unsafe { all_rows::<$vector, f32, $rows>(weights, bias, x, y) }
+        }
+
+        $(#[target_feature(enable = $features)])?
+        unsafe fn $bf16(weights: &[u16], bias: &[f32], x: &[f32], y: &mut [f32]) {
+            // SAFETY: this function has the features; the caller checked the lengths.
+            unsafe { all_rows::<$vector, u16, $rows>(weights, bias, x, y) }
         }
 
         $(#[target_feature(enable = $features)])?
@@ -123,30 +158,58 @@ macro_rules! instance {
     };
 }
 
-instance!(Plain, 4, plain_linear_f32_4x16, plain_linear_i8b64_4x64);
+instance!(Plain, 4, plain_linear_f32_4x16, plain_linear_bf16_4x16, plain_linear_i8b64_4x64);
 #[cfg(target_arch = "x86_64")]
-instance!(Avx2, 4, avx2_linear_f32_4x16, avx2_linear_i8b64_4x64, "avx2,fma");
+instance!(Avx2, 4, avx2_linear_f32_4x16, avx2_linear_bf16_4x16, avx2_linear_i8b64_4x64, "avx2,fma");
 #[cfg(target_arch = "x86_64")]
 instance!(
     Avx512,
     8,
     avx512_linear_f32_8x16,
+    avx512_linear_bf16_8x16,
     avx512_linear_i8b64_8x64,
     "avx512f,avx512bw,avx512dq,avx512vl"
 );
 #[cfg(target_arch = "aarch64")]
-instance!(Neon, 4, neon_linear_f32_4x16, neon_linear_i8b64_4x64, "neon");
+instance!(Neon, 4, neon_linear_f32_4x16, neon_linear_bf16_4x16, neon_linear_i8b64_4x64, "neon");
 
 /// How far ahead of its use each row of weights is asked for, in bytes. Measured:
 /// 10 % over the processor's own prefetching, the same from 512 to 1024.
 const AHEAD: usize = 512;
 
+/// A weight as it is stored.
+trait Weight: Copy + Default {
+    /// Sixteen weights in float32.
+    ///
+    /// # Safety
+    ///
+    /// The instruction set of `V`; sixteen readable elements, of any alignment.
+    unsafe fn load<V: Vector>(from: *const Self) -> V;
+}
+
+impl Weight for f32 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const f32) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::load(from) }
+    }
+}
+
+/// The bits of a bfloat16.
+impl Weight for u16 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const u16) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::load_bf16(from) }
+    }
+}
+
 /// # Safety
 ///
 /// The instruction set of `V`; lengths as [`check_lengths`] has them.
 #[inline(always)]
-unsafe fn all_rows_f32<V: Vector, const R: usize>(
-    weights: &[f32],
+unsafe fn all_rows<V: Vector, W: Weight, const R: usize>(
+    weights: &[W],
     bias: &[f32],
     x: &[f32],
     y: &mut [f32],
@@ -156,7 +219,7 @@ unsafe fn all_rows_f32<V: Vector, const R: usize>(
     for row in (0..whole).step_by(R) {
         let weights = &weights[row * columns..(row + R) * columns];
         // SAFETY: `weights` is R rows of as many columns as `x`.
-        let sums = unsafe { rows_f32::<V, R>(weights, x) };
+        let sums = unsafe { rows::<V, W, R>(weights, x) };
         for (lane, sum) in sums.into_iter().enumerate() {
             y[row + lane] = sum + bias[row + lane];
         }
@@ -164,7 +227,7 @@ unsafe fn all_rows_f32<V: Vector, const R: usize>(
     for row in whole..y.len() {
         let weights = &weights[row * columns..(row + 1) * columns];
         // SAFETY: `weights` is one row of as many columns as `x`.
-        let [sum] = unsafe { rows_f32::<V, 1>(weights, x) };
+        let [sum] = unsafe { rows::<V, W, 1>(weights, x) };
         y[row] = sum + bias[row];
     }
 }
@@ -175,7 +238,7 @@ unsafe fn all_rows_f32<V: Vector, const R: usize>(
 ///
 /// The instruction set of `V`; `weights` is `[R, x.len()]`.
 #[inline(always)]
-unsafe fn rows_f32<V: Vector, const R: usize>(weights: &[f32], x: &[f32]) -> [f32; R] {
+unsafe fn rows<V: Vector, W: Weight, const R: usize>(weights: &[W], x: &[f32]) -> [f32; R] {
     let columns = x.len();
     let whole = columns / LANES * LANES;
     // SAFETY: the caller has the instruction set.
@@ -185,9 +248,9 @@ unsafe fn rows_f32<V: Vector, const R: usize>(weights: &[f32], x: &[f32]) -> [f3
         let x = unsafe { V::load(x.as_ptr().add(column)) };
         for (row, sum) in sums.iter_mut().enumerate() {
             let weights = weights.as_ptr().wrapping_add(row * columns + column);
-            V::prefetch_near(weights.wrapping_byte_add(AHEAD));
+            V::prefetch_near(weights.wrapping_byte_add(AHEAD).cast());
             // SAFETY: `row < R` and `column + LANES <= columns`.
-            *sum = unsafe { V::load(weights) }.mul_add(x, *sum);
+            *sum = unsafe { W::load::<V>(weights) }.mul_add(x, *sum);
         }
     }
     if whole < columns {
@@ -197,7 +260,7 @@ unsafe fn rows_f32<V: Vector, const R: usize>(weights: &[f32], x: &[f32]) -> [f3
         for (row, sum) in sums.iter_mut().enumerate() {
             let weights = padded(&weights[row * columns + whole..(row + 1) * columns]);
             // SAFETY: sixteen elements.
-            *sum = unsafe { V::load(weights.as_ptr()) }.mul_add(x, *sum);
+            *sum = unsafe { W::load::<V>(weights.as_ptr()) }.mul_add(x, *sum);
         }
     }
     let mut totals = [0.0; R];
@@ -209,8 +272,8 @@ unsafe fn rows_f32<V: Vector, const R: usize>(weights: &[f32], x: &[f32]) -> [f3
 
 /// Fewer than sixteen values, with zeros after them.
 #[inline(always)]
-fn padded(values: &[f32]) -> [f32; LANES] {
-    let mut lanes = [0.0; LANES];
+fn padded<T: Copy + Default>(values: &[T]) -> [T; LANES] {
+    let mut lanes = [T::default(); LANES];
     lanes[..values.len()].copy_from_slice(values);
     lanes
 }

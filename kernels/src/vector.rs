@@ -26,7 +26,7 @@ pub(crate) const LANES: usize = 16;
 ///
 /// # Safety
 ///
-/// `zero`, `splat`, `load`, `load_i8` and `quad` need the instruction set of the implementing
+/// `zero`, `splat`, `load`, `load_bf16`, `load_i8` and `quad` need the instruction set of the implementing
 /// type. Pointers need no alignment; they are read or written for sixteen elements.
 pub(crate) trait Vector: Copy {
     /// Four scalars, each to be multiplied with a vector: a register where there is an
@@ -39,6 +39,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn splat(value: f32) -> Self;
     /// Sixteen values.
     unsafe fn load(from: *const f32) -> Self;
+    /// Sixteen values of bfloat16, as bits.
+    unsafe fn load_bf16(from: *const u16) -> Self;
     /// Sixteen int8 values, converted exactly.
     unsafe fn load_i8(from: *const i8) -> Self;
     /// Writes sixteen values.

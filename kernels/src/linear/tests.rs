@@ -1,6 +1,7 @@
 //! Every instance against float64, within a bound derived from the contract.
 
 use super::*;
+use crate::bfloat16;
 use crate::random::Random;
 
 const UNIT: f64 = f32::EPSILON as f64 / 2.0;
@@ -31,31 +32,40 @@ struct Case {
 }
 
 fn check(case: Case) {
-    check_f32(case);
+    check_weights(case, "linear_f32", |weight| weight, |weight| weight, linear_f32);
+    check_weights(case, "linear_bf16", bfloat16::to_bits, bfloat16::of_bits, linear_bf16);
     check_i8b64(Case { columns: case.columns / BLOCK * BLOCK, ..case });
 }
 
-fn check_f32(case: Case) {
+/// A kernel whose weights are stored as `W` each.
+fn check_weights<W: Copy>(
+    case: Case,
+    name: &str,
+    store: impl Fn(f32) -> W,
+    value: impl Fn(W) -> f32,
+    kernel: impl Fn(Isa, &[W], &[f32], &[f32], &mut [f32]),
+) {
     let Case { rows, columns, .. } = case;
     let mut random = Random(case.seed);
     // One element off, so that nothing is aligned by luck.
     let storage = random.floats(rows * columns + 1, case.weight_scale);
+    let storage: Vec<W> = storage.into_iter().map(store).collect();
     let weights = &storage[1..];
     let bias = random.floats(rows, case.weight_scale * case.x_scale);
     let x = random.floats(columns, case.x_scale);
     for isa in Isa::all() {
         let mut y = vec![f32::NAN; rows];
-        linear_f32(isa, weights, &bias, &x, &mut y);
+        kernel(isa, weights, &bias, &x, &mut y);
         for row in 0..rows {
-            let terms =
-                (0..columns).map(|k| f64::from(weights[row * columns + k]) * f64::from(x[k]));
+            let weight = |k| f64::from(value(weights[row * columns + k]));
+            let terms = (0..columns).map(|k| weight(k) * f64::from(x[k]));
             let exact = terms.clone().sum::<f64>() + f64::from(bias[row]);
             let magnitude = terms.map(f64::abs).sum::<f64>() + f64::from(bias[row].abs());
             let limit = bound(magnitude, columns.div_ceil(LANES) + 8, 2 * columns, 1.0);
             let error = (f64::from(y[row]) - exact).abs();
             assert!(
                 error <= limit,
-                "linear_f32 {isa} {case:?} row {row}: {} for {exact}, off by {error:e}, bound {limit:e}",
+                "{name} {isa} {case:?} row {row}: {} for {exact}, off by {error:e}, bound {limit:e}",
                 y[row]
             );
         }
@@ -142,9 +152,11 @@ fn infinities_and_nan_come_through() {
         let mut weights = vec![1.0; 2 * 40];
         weights[3] = f32::INFINITY;
         weights[79] = f32::NAN;
-        let mut y = [0.0; 2];
-        linear_f32(isa, &weights, &[0.0; 2], &[1.0; 40], &mut y);
-        assert!(y[0] == f32::INFINITY && y[1].is_nan(), "{isa} {y:?}");
+        let rounded: Vec<u16> = weights.iter().map(|weight| bfloat16::to_bits(*weight)).collect();
+        let mut y = [[0.0; 2]; 2];
+        linear_f32(isa, &weights, &[0.0; 2], &[1.0; 40], &mut y[0]);
+        linear_bf16(isa, &rounded, &[0.0; 2], &[1.0; 40], &mut y[1]);
+        assert!(y.iter().all(|y| y[0] == f32::INFINITY && y[1].is_nan()), "{isa} {y:?}");
     }
 }
 
@@ -152,6 +164,12 @@ fn infinities_and_nan_come_through() {
 #[should_panic(expected = "linear_f32: 11 weights for 2 rows of 6 columns")]
 fn wrong_lengths_are_refused() {
     linear_f32(Isa::PLAIN, &[0.0; 11], &[0.0; 2], &[0.0; 6], &mut [0.0; 2]);
+}
+
+#[test]
+#[should_panic(expected = "linear_bf16: 2 biases for 3 rows of output")]
+fn wrong_lengths_are_refused_at_half_the_width() {
+    linear_bf16(Isa::PLAIN, &[0; 18], &[0.0; 2], &[0.0; 6], &mut [0.0; 3]);
 }
 
 #[test]

@@ -46,6 +46,20 @@ impl Vector for Neon {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        // SAFETY: the caller has NEON and gives sixteen readable values.
+        unsafe {
+            let (low, high) = (vld1q_u16(from), vld1q_u16(from.add(8)));
+            Neon([
+                vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_low_u16(low))),
+                vreinterpretq_f32_u32(vshll_high_n_u16::<16>(low)),
+                vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_low_u16(high))),
+                vreinterpretq_f32_u32(vshll_high_n_u16::<16>(high)),
+            ])
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
         // SAFETY: the caller has NEON and gives sixteen readable values.
         unsafe {

@@ -2,6 +2,7 @@
 //! multiply-add without the instruction is a slow library call.
 
 use super::{Int16, LANES, Pairs, Vector};
+use crate::bfloat16;
 
 /// Sixteen lanes of portable Rust.
 #[derive(Clone, Copy)]
@@ -31,6 +32,12 @@ impl Vector for Plain {
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: the caller gives sixteen readable values; the read is unaligned.
         Plain(unsafe { from.cast::<[f32; LANES]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        // SAFETY: the caller gives sixteen readable values; the read is unaligned.
+        Plain(unsafe { from.cast::<[u16; LANES]>().read_unaligned() }.map(bfloat16::of_bits))
     }
 
     #[inline(always)]
