@@ -11,6 +11,7 @@ mod engine;
 mod linear;
 mod op;
 mod quantized;
+mod shared;
 mod weights;
 
 use std::collections::HashSet;

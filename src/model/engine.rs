@@ -1,9 +1,8 @@
 //! What models run on: threads, an instruction set, a precision, and the packed weights that models have in
 //! common. It must not know any model.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use vggd_kernels::{Conv3x3, Isa, Parallel, Tile};
 
+use super::shared::Shared;
 use super::weights::Place;
 use crate::config::{self, ConfigError, Precision};
 
@@ -28,7 +28,7 @@ pub struct Engine {
     /// Nanoseconds spent in layers that are bound by reading weights.
     pub(super) reading: Arc<AtomicU64>,
     /// The convolutions of the models that are in memory.
-    packed: Arc<Mutex<HashMap<Source, Weak<Conv3x3>>>>,
+    convolutions: Shared<Source, Conv3x3>,
 }
 
 /// What a packed convolution is made of, on one instruction set and in one precision.
@@ -72,7 +72,7 @@ impl Engine {
             isa: Isa::detect(),
             precision: Precision::F32,
             reading: Arc::default(),
-            packed: Arc::default(),
+            convolutions: Shared::default(),
         }
     }
 
@@ -110,15 +110,7 @@ impl Engine {
 
     /// The convolution that is made of `source`: that of another model in memory, or else a new one.
     pub(super) fn packed(&self, source: Source, pack: impl FnOnce() -> Conv3x3) -> Arc<Conv3x3> {
-        let all = || self.packed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = all().get(&source).and_then(Weak::upgrade) {
-            return found;
-        }
-        let made = Arc::new(pack());
-        let mut all = all();
-        all.retain(|_, convolution| convolution.strong_count() > 0);
-        all.insert(source, Arc::downgrade(&made));
-        made
+        self.convolutions.get(source, pack)
     }
 
     /// What `make` gives for each number up to `count`. As many threads as run models work at it,
@@ -208,6 +200,8 @@ fn named(name: &str) -> Result<Isa, ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     #[test]
@@ -246,13 +240,6 @@ mod tests {
         assert!(!same(Source { weights: elsewhere, ..source.clone() }));
         assert!(!same(Source { channels: [1, 2], ..source.clone() }));
         assert!(!same(Source { tile: Tile::Two, ..source.clone() }));
-        drop(first);
-        let mut packed = 0;
-        engine.packed(source, || {
-            packed += 1;
-            pack()
-        });
-        assert_eq!(packed, 1);
     }
 
     #[test]
