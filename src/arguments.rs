@@ -208,7 +208,7 @@ pub(crate) struct Compute {
     /// Threads, 0 for one per core [default: as configured]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
-    /// Numbers that convolutions multiply: f32 or half [default: as configured]
+    /// Numbers that layers multiply by: f32 or half [default: as configured]
     #[arg(long, value_name = "NUMBERS")]
     pub(crate) precision: Option<Precision>,
 }

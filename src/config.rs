@@ -187,13 +187,13 @@ pub struct Model {
     pub precision: Precision,
 }
 
-/// The numbers that convolutions multiply.
+/// The numbers that layers multiply by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// float32.
     F32,
-    /// Numbers of 16 bits with scales, where that is faster.
+    /// Numbers of 16 bits, where that is faster.
     Half,
 }
 

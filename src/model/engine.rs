@@ -11,7 +11,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use vggd_kernels::{Conv3x3, Isa, Parallel, Tile};
 
 use super::shared::Shared;
-use super::weights::Place;
+use super::weights::{Place, Rounded};
 use crate::config::{self, ConfigError, Precision};
 
 /// The environment variable that names an instruction set in place of the fastest one.
@@ -29,6 +29,8 @@ pub struct Engine {
     pub(super) reading: Arc<AtomicU64>,
     /// The convolutions of the models that are in memory.
     convolutions: Shared<Source, Conv3x3>,
+    /// What is rounded of their weights, by where these lie and how many they are.
+    rounded: Shared<(Vec<Place>, usize), Rounded>,
 }
 
 /// What a packed convolution is made of, on one instruction set and in one precision.
@@ -59,7 +61,7 @@ impl Engine {
             ..Self::new(1)
         };
         if engine.precision == Precision::Half && !isa.has_half() {
-            tracing::warn!(kernels = %isa, "half precision is not faster here, using float32");
+            tracing::info!(kernels = %isa, "half precision is not faster for convolutions here, which stay float32");
         }
         Ok(engine)
     }
@@ -73,6 +75,7 @@ impl Engine {
             precision: Precision::F32,
             reading: Arc::default(),
             convolutions: Shared::default(),
+            rounded: Shared::default(),
         }
     }
 
@@ -96,7 +99,7 @@ impl Engine {
         match (self.precision, self.isa.has_half()) {
             (Precision::F32, _) => self.isa.to_string(),
             (Precision::Half, true) => format!("{} half", self.isa),
-            (Precision::Half, false) => format!("{} (half is not faster here)", self.isa),
+            (Precision::Half, false) => format!("{} half, convolutions f32", self.isa),
         }
     }
 
@@ -108,9 +111,24 @@ impl Engine {
         }
     }
 
+    /// Whether fully connected layers multiply by bfloat16, whatever the instruction set.
+    pub(super) fn rounds(&self) -> bool {
+        self.precision == Precision::Half
+    }
+
     /// The convolution that is made of `source`: that of another model in memory, or else a new one.
     pub(super) fn packed(&self, source: Source, pack: impl FnOnce() -> Conv3x3) -> Arc<Conv3x3> {
         self.convolutions.get(source, pack)
+    }
+
+    /// What `round` makes of `count` weights at these places, likewise.
+    pub(super) fn rounded(
+        &self,
+        weights: Vec<Place>,
+        count: usize,
+        round: impl FnOnce() -> Rounded,
+    ) -> Arc<Rounded> {
+        self.rounded.get((weights, count), round)
     }
 
     /// What `make` gives for each number up to `count`. As many threads as run models work at it,
@@ -213,14 +231,17 @@ mod tests {
     }
 
     #[test]
-    fn half_is_float32_where_it_is_not_faster() {
+    fn convolutions_are_float32_where_half_is_not_faster() {
         for isa in Isa::all() {
             let engine = Engine { isa, precision: Precision::Half, ..Engine::new(1) };
             let half = engine.precision() == vggd_kernels::Precision::Half;
             assert_eq!(half, isa.has_half());
             assert_eq!(engine.kernels() == format!("{isa} half"), half);
+            assert!(engine.rounds());
         }
-        assert_eq!(Engine::new(1).precision(), vggd_kernels::Precision::Single);
+        let single = Engine::new(1);
+        assert_eq!(single.precision(), vggd_kernels::Precision::Single);
+        assert!(!single.rounds());
     }
 
     #[test]
@@ -240,6 +261,16 @@ mod tests {
         assert!(!same(Source { weights: elsewhere, ..source.clone() }));
         assert!(!same(Source { channels: [1, 2], ..source.clone() }));
         assert!(!same(Source { tile: Tile::Two, ..source.clone() }));
+
+        let places = || vec![Place { file: (1, 2, 3, 4), offset: 0 }];
+        let first = engine.rounded(places(), 6, || Rounded::zeroed(6));
+        let same = |places, count| {
+            let other = engine.clone().rounded(places, count, || Rounded::zeroed(count));
+            Arc::ptr_eq(&first, &other)
+        };
+        assert!(same(places(), 6));
+        assert!(!same(places(), 4));
+        assert!(!same(vec![Place { file: (1, 2, 3, 5), offset: 0 }], 6));
     }
 
     #[test]

@@ -1,22 +1,25 @@
-//! Fully connected layers that use their weights in place.
+//! Fully connected layers that use their weights in place, or at half the width.
 //!
 //! A `Gemm` of the graph whose weights are an external float32 or float16 initializer, or an int8 one behind
 //! `DequantizeLinear` and `Reshape` (one scale per row and 64 columns), is taken out before tract
 //! reads the graph, because tract would copy the one and widen the other to float32.
+//!
+//! At half precision those that are floats are rounded to bfloat16 at load, once for all models in memory:
+//! they are bound by reading weights, and half as many bytes take half the time.
 
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto};
 use tract_onnx::tract_hir::internal::*;
 use vggd_kernels::Parallel;
-use vggd_kernels::linear::{linear_f32, linear_i8b64};
+use vggd_kernels::linear::{linear_bf16, linear_f32, linear_i8b64};
 
 use super::Engine;
 use super::op::{Layer, Taken};
-use super::weights::{Files, Parts, Weights};
+use super::weights::{Files, Floats, Parts, Rounded, Weights};
 
 /// Columns that share a scale in quantized weights.
 const BLOCK: usize = 64;
@@ -47,6 +50,19 @@ pub(super) fn take(
     Ok(taken)
 }
 
+/// Whether a node is W x + b with W as [rows, columns].
+fn is_linear(node: &NodeProto) -> bool {
+    let plain = |attribute: &AttributeProto| match attribute.name.as_str() {
+        "transB" => attribute.i == 1,
+        "alpha" | "beta" => attribute.f == 1.0,
+        "transA" => attribute.i == 0,
+        _ => false,
+    };
+    let transposed = node.attribute.iter().any(|a| a.name == "transB");
+    let is_gemm = node.op_type == "Gemm" && node.input.len() == 3 && transposed;
+    is_gemm && node.attribute.iter().all(plain)
+}
+
 impl Parts<'_> {
     /// The layer that `node` is, if it is one that can be run in place.
     fn linear(
@@ -55,21 +71,13 @@ impl Parts<'_> {
         files: &mut Files,
         engine: &Engine,
     ) -> TractResult<Option<Linear>> {
-        let plain = |attribute: &AttributeProto| match attribute.name.as_str() {
-            "transB" => attribute.i == 1,
-            "alpha" | "beta" => attribute.f == 1.0,
-            "transA" => attribute.i == 0,
-            _ => false,
-        };
-        let transposed = node.attribute.iter().any(|a| a.name == "transB");
-        let is_gemm = node.op_type == "Gemm" && node.input.len() == 3 && transposed;
-        if !is_gemm || !node.attribute.iter().all(plain) {
+        if !is_linear(node) {
             return Ok(None);
         }
         let Some((bias, _)) = self.floats(&node.input[2], files)? else { return Ok(None) };
         let bias = bias.ready();
         let rows = bias.as_slice().len();
-        let Some((matrix, columns)) = self.matrix(&node.input[1], rows, files)? else {
+        let Some((matrix, columns)) = self.matrix(&node.input[1], rows, files, engine)? else {
             return Ok(None);
         };
         Ok(Some(Linear { rows, columns, matrix, bias, engine: engine.clone() }))
@@ -81,12 +89,15 @@ impl Parts<'_> {
         name: &str,
         rows: usize,
         files: &mut Files,
+        engine: &Engine,
     ) -> TractResult<Option<(Matrix, usize)>> {
         if let Some((weights, dims)) = self.floats(name, files)? {
-            return Ok(match dims {
-                &[n, k] if n as usize == rows => Some((Matrix::F32(weights.ready()), k as usize)),
-                _ => None,
-            });
+            let &[n, k] = dims else { return Ok(None) };
+            let matrix = || match engine.rounds() {
+                true => Matrix::rounded(&weights, [rows, k as usize], engine),
+                false => Matrix::F32(weights.ready()),
+            };
+            return Ok((n as usize == rows).then(|| (matrix(), k as usize)));
         }
         let quantized = || {
             let reshape = self.producers.get(name).filter(|n| n.op_type == "Reshape")?;
@@ -124,8 +135,27 @@ impl Parts<'_> {
 enum Matrix {
     /// [rows, columns].
     F32(Weights<f32>),
+    /// [rows, columns].
+    Bf16(Arc<Rounded>),
     /// [rows, columns], with scales [rows, columns / 64].
     I8 { weights: Weights<i8>, scales: Weights<f32> },
+}
+
+impl Matrix {
+    fn rounded(weights: &Floats, [rows, columns]: [usize; 2], engine: &Engine) -> Self {
+        Self::Bf16(engine.rounded(weights.places(), rows * columns, || {
+            let mut rounded = Rounded::zeroed(rows * columns);
+            let length = ROWS_PER_TASK * columns.max(1);
+            // Each part is locked once, by the one task that writes it.
+            let parts: Vec<_> = rounded.as_mut_slice().chunks_mut(length).map(Mutex::new).collect();
+            engine.each(parts.len(), |index| {
+                let mut part = parts[index].lock().expect("a part has one task");
+                weights.round(index * length, &mut part);
+            });
+            drop(parts);
+            rounded
+        }))
+    }
 }
 
 /// W x + b: input 1 x columns, output 1 x rows.
@@ -147,6 +177,10 @@ impl Linear {
             Matrix::F32(weights) => {
                 let weights = &weights.as_slice()[part(self.columns)];
                 linear_f32(isa, weights, bias, x, y);
+            }
+            Matrix::Bf16(weights) => {
+                let weights = &weights.as_slice()[part(self.columns)];
+                linear_bf16(isa, weights, bias, x, y);
             }
             Matrix::I8 { weights, scales } => {
                 let weights = &weights.as_slice()[part(self.columns)];

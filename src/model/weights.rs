@@ -1,5 +1,6 @@
 //! Weights where they lie: ONNX initializers as slices of the mapped file; float16 behind a `Cast`, and
-//! int8 filters behind a `DequantizeLinear`, are widened when they are asked for.
+//! int8 filters behind a `DequantizeLinear`, are widened when they are asked for. Or rounded to bfloat16, in
+//! memory of their own.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -9,10 +10,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap, MmapMut, UncheckedAdvice};
 use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
 use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto};
 use tract_onnx::tract_hir::internal::*;
+use vggd_kernels::bfloat16;
 
 /// What a graph's nodes are made of, by the name of what they give.
 pub(super) struct Parts<'a> {
@@ -91,16 +93,26 @@ impl Floats {
     pub(super) fn numbers(&self) -> Cow<'_, [f32]> {
         match self {
             Self::Single(weights) => Cow::Borrowed(weights.as_slice()),
+            Self::Half(halves) => halves.as_slice().iter().map(widen).collect(),
+            Self::Scaled(filters, scales) => {
+                scaled(filters.as_slice(), scales.as_slice()).collect()
+            }
+        }
+    }
+
+    /// Rounds the elements from number `first` on to bfloat16, as bits, as many as `to` has room for. What is
+    /// read of a file for it does not stay in memory.
+    pub(super) fn round(&self, first: usize, to: &mut [u16]) {
+        match self {
+            Self::Single(weights) => {
+                weights.read_once(first, to, |value| bfloat16::to_bits(*value));
+            }
             Self::Half(halves) => {
-                let widen = |bits: &u16| f16::from_bits(*bits).to_f32();
-                halves.as_slice().iter().map(widen).collect()
+                halves.read_once(first, to, |bits| bfloat16::to_bits(widen(bits)));
             }
             Self::Scaled(filters, scales) => {
-                let (filters, scales) = (filters.as_slice(), scales.as_slice());
-                let rows = filters.chunks((filters.len() / scales.len().max(1)).max(1));
-                rows.zip(scales)
-                    .flat_map(|(row, scale)| row.iter().map(move |q| f32::from(*q) * scale))
-                    .collect()
+                let numbers = scaled(filters.as_slice(), scales.as_slice()).skip(first);
+                to.iter_mut().zip(numbers).for_each(|(to, value)| *to = bfloat16::to_bits(value));
             }
         }
     }
@@ -122,6 +134,17 @@ impl Floats {
         };
         places.into_iter().flatten().collect()
     }
+}
+
+/// The number of a float16's bits.
+fn widen(bits: &u16) -> f32 {
+    f16::from_bits(*bits).to_f32()
+}
+
+/// The numbers of int8 filters, each with a scale.
+fn scaled(filters: &[i8], scales: &[f32]) -> impl Iterator<Item = f32> {
+    let rows = filters.chunks((filters.len() / scales.len().max(1)).max(1));
+    rows.zip(scales).flat_map(|(row, scale)| row.iter().map(move |q| f32::from(*q) * scale))
 }
 
 /// The weight files of one model set, each mapped once.
@@ -234,12 +257,50 @@ impl<T: bytemuck::Pod> Weights<T> {
         }
     }
 
+    /// Converts the elements from number `first` on into all of `to`, and lets go of them: if they are needed
+    /// again, they are read from the file again.
+    fn read_once<U>(&self, first: usize, to: &mut [U], convert: impl Fn(&T) -> U) {
+        for (to, value) in to.iter_mut().zip(&self.as_slice()[first..]) {
+            *to = convert(value);
+        }
+        if let Self::Mapped(map, range) = self {
+            let (from, bytes) = (range.start + first * size_of::<T>(), to.len() * size_of::<T>());
+            // SAFETY: a map of a file that is read only: pages that come back are what they were.
+            unsafe { map.bytes.unchecked_advise_range(UncheckedAdvice::DontNeed, from, bytes) }
+                .ok();
+        }
+    }
+
     /// Where they lie, if they are used in place.
     fn place(&self) -> Option<Place> {
         match self {
             Self::Mapped(map, range) => Some(Place { file: map.content, offset: range.start }),
             Self::Widened(_) => None,
         }
+    }
+}
+
+/// Weights rounded to bfloat16, as bits, in memory of their own.
+pub(super) struct Rounded(MmapMut);
+
+impl Rounded {
+    /// Zeros, on huge pages if Linux has them: pages come into being when they are written, and that takes
+    /// longer for many small ones than to round what goes there.
+    pub(super) fn zeroed(length: usize) -> Self {
+        let map = MmapMut::map_anon(length * size_of::<u16>());
+        let map = map.expect("there is memory for them");
+        map.advise(Advice::HugePage).ok();
+        Self(map)
+    }
+
+    /// The bits of each.
+    pub(super) fn as_slice(&self) -> &[u16] {
+        bytemuck::cast_slice(&self.0)
+    }
+
+    /// The same, to be written.
+    pub(super) fn as_mut_slice(&mut self) -> &mut [u16] {
+        bytemuck::cast_slice_mut(&mut self.0)
     }
 }
 
