@@ -818,7 +818,7 @@ fn places(
 ) -> Vec<Place> {
     let place = |variant: &Variant| {
         // A graph that cannot be read is told of when its variant is loaded.
-        let least = footprint(set, variant, engine).unwrap_or(0).max(variant.bytes);
+        let least = footprint(set, variant, engine).unwrap_or(variant.bytes);
         let cost = known(set, variant);
         Place { model: None, since: None, cost, least_mb: least >> 20 }
     };

@@ -102,8 +102,8 @@ impl Model {
 }
 
 /// What the weights of `variant` take once it is loaded for `engine`, in bytes, as far as its graph tells:
-/// convolutions in float32 as the kernels multiply by them, all else as it lies in the files. What runs need
-/// besides is not in it.
+/// convolutions in float32 as the kernels multiply by them, linear layers rounded if they are, all else as it
+/// lies in the files. What runs need besides is not in it.
 ///
 /// # Errors
 /// [`ModelError`], as for [`Model::load`].
@@ -115,7 +115,8 @@ pub fn footprint(set: &ModelSet, variant: &Variant, engine: &Engine) -> Result<u
         message: "no graph".to_owned(),
     })?;
     let stored: u64 = graph.initializer.iter().map(weights::stored_bytes).sum();
-    Ok(stored + convolution::packing_adds(&graph, engine, variant.side()))
+    let added = convolution::packing_adds(&graph, engine, variant.side());
+    Ok((stored + added).saturating_sub(linear::rounding_saves(&graph, engine)))
 }
 
 fn plan(

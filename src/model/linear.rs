@@ -19,7 +19,7 @@ use vggd_kernels::linear::{linear_bf16, linear_f32, linear_i8b64};
 
 use super::Engine;
 use super::op::{Layer, Taken};
-use super::weights::{Files, Floats, Parts, Rounded, Weights};
+use super::weights::{Files, Floats, Parts, Rounded, Weights, stored_bytes};
 
 /// Columns that share a scale in quantized weights.
 const BLOCK: usize = 64;
@@ -48,6 +48,15 @@ pub(super) fn take(
         taken.push(Taken::leave(node, input, output, linear));
     }
     Ok(taken)
+}
+
+/// How many bytes less than they are stored in the weights take when they are rounded.
+pub(super) fn rounding_saves(graph: &GraphProto, engine: &Engine) -> u64 {
+    let parts = Parts::of(graph);
+    let layers = graph.node.iter().filter(|node| engine.rounds() && is_linear(node));
+    let stored = layers.filter_map(|node| parts.initializers.get(node.input[1].as_str()));
+    let floats = stored.filter(|weights| weights.data_type == DataType::Float as i32);
+    floats.map(|weights| stored_bytes(weights) / 2).sum()
 }
 
 /// Whether a node is W x + b with W as [rows, columns].
@@ -216,5 +225,42 @@ impl Layer for Linear {
 impl std::fmt::Debug for Linear {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Linear {} x {}", self.rows, self.columns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tract_onnx::pb::TensorProto;
+
+    use super::*;
+    use crate::config::{Config, Precision};
+
+    #[test]
+    fn rounding_saves_half_of_what_is_stored_as_float32() {
+        let mut config = Config::load(None).unwrap();
+        config.model.precision = Precision::Half;
+        let half = Engine::configured(&config.model).unwrap();
+        let name = str::to_owned;
+        let attribute = AttributeProto { name: name("transB"), i: 1, ..Default::default() };
+        let check = |data_type: DataType, expected| {
+            let weights = TensorProto {
+                name: name("w"),
+                dims: vec![10, 64],
+                data_type: data_type as i32,
+                ..Default::default()
+            };
+            let node = NodeProto {
+                op_type: name("Gemm"),
+                input: ["x", "w", "b"].map(name).to_vec(),
+                attribute: vec![attribute.clone()],
+                ..Default::default()
+            };
+            let graph =
+                GraphProto { node: vec![node], initializer: vec![weights], ..Default::default() };
+            assert_eq!(rounding_saves(&graph, &half), expected, "{data_type:?}");
+            assert_eq!(rounding_saves(&graph, &Engine::new(1)), 0, "{data_type:?}");
+        };
+        check(DataType::Float, 10 * 64 * 2);
+        check(DataType::Int8, 0);
     }
 }
