@@ -13,6 +13,7 @@
 //!
 //! - [`layout`]: where an activation lies.
 //! - [`parallel`]: how a kernel gets the caller's threads.
+//! - `matrix`: 3x3 convolutions where registers hold whole matrices.
 //! - `panels`: how output channels are cut into what registers hold.
 //! - [`isa`]: what this processor can do; every kernel takes an [`Isa`].
 //! - `vector`: sixteen float32 lanes, or pairs of 16 bits each, one file per instruction set.
@@ -43,6 +44,7 @@ mod aligned;
 #[cfg(any(test, target_arch = "aarch64"))]
 mod float16;
 mod integer;
+mod matrix;
 mod panels;
 mod vector;
 

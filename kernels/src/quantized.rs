@@ -19,8 +19,6 @@ use crate::layout::{CHANNEL_BLOCK, blocked_len};
 use crate::panels::Panels;
 use crate::parallel::Parallel;
 
-#[cfg(target_arch = "x86_64")]
-mod amx;
 mod direct;
 mod instances;
 mod matrix;
@@ -127,7 +125,7 @@ impl QConv3x3 {
         let kernels = instances::of(isa);
         let vectors = match algorithm {
             Algorithm::Direct | Algorithm::Winograd => kernels.vectors,
-            Algorithm::Matrix => matrix::VECTORS,
+            Algorithm::Matrix => crate::matrix::VECTORS,
         };
         let panels = Panels::new(out_channels, vectors);
         let padded = panels.blocks() * CHANNEL_BLOCK;

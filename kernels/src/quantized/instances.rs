@@ -1,10 +1,8 @@
 //! The kernels of each instruction set.
 
 use super::Parameters;
-#[cfg(target_arch = "x86_64")]
-use super::amx as tiles;
 use super::direct::{Border, DirectKernels, Pixels, border, pack as pack_direct, pixels};
-use super::matrix::{MatrixKernels, Store, plain_product, store};
+use super::matrix::{MatrixKernels, PLAIN, Store, store};
 use super::transform::{Input, Output, input, output};
 use super::winograd::{Product, WinogradKernels, pack as pack_winograd, product};
 use crate::integer::Dot;
@@ -81,7 +79,7 @@ macro_rules! instance {
             };
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn store_sums(job: &Store) {
+            unsafe fn store_sums(job: &Store<'_>) {
                 // SAFETY: this function has the features; the layouts are the caller's.
                 unsafe { store::<$sums>(job) }
             }
@@ -129,21 +127,15 @@ macro_rules! instance {
 const PLAIN_MATRIX: MatrixKernels = MatrixKernels {
     name: "plain_matrix_u8i8_32x32",
     fast: false,
-    begin: nothing,
-    end: nothing,
-    product: [&[plain_product::<2, 1>, plain_product::<2, 2>], &[plain_product::<3, 1>]],
+    products: &PLAIN,
     store: store::<PlainSums>,
 };
-
-unsafe fn nothing() {}
 
 #[cfg(target_arch = "x86_64")]
 const AMX_MATRIX: MatrixKernels = MatrixKernels {
     name: "amx_matrix_u8i8_32x32",
     fast: true,
-    begin: tiles::begin,
-    end: tiles::end,
-    product: [&[tiles::one_by_two, tiles::two_by_two], &[tiles::one_by_three]],
+    products: &crate::matrix::amx::bytes::KERNELS,
     ..PLAIN_MATRIX
 };
 

@@ -176,6 +176,24 @@ fn many_tiles_and_batches() {
     });
 }
 
+/// So many inputs that products of matrices take them band by band.
+#[test]
+fn many_rows() {
+    for (seed, pool) in [(1, false), (2, true)] {
+        check(Case {
+            out_channels: 5,
+            in_channels: 17,
+            height: 131,
+            width: 127,
+            zero: 3 * (seed as u8 - 1),
+            values: Values::Random,
+            pool,
+            threads: 3,
+            seed,
+        });
+    }
+}
+
 #[test]
 fn extreme_values() {
     let all = [(255, -128), (255, 127), (0, -128), (128, -128)];

@@ -1,10 +1,10 @@
 //! Products in the tile registers of AMX, in assembly: its intrinsics are not stable. A register holds
-//! sixteen rows of 64 bytes: sixteen pixels, or the weights of sixteen output channels by fours, or the
-//! sums of both. Knows what `matrix` knows.
+//! sixteen rows of 64 bytes: sixteen pixels, or the weights of sixteen output channels by four bytes, or
+//! the sums of both. Knows what `matrix` knows, and an instruction for each type of numbers.
 
 use std::arch::asm;
 
-use super::matrix::{BLOCK, GROUP, Product};
+use super::{BLOCK, GROUP, Kernels, Product, SUM};
 use crate::vector::LANES;
 
 /// What `ldtilecfg` reads: every register has sixteen rows of 64 bytes.
@@ -30,7 +30,7 @@ static SHAPES: Shapes = Shapes {
 /// # Safety
 ///
 /// AMX, and Linux's permission to use it, see [`crate::isa`].
-pub(super) unsafe fn begin() {
+unsafe fn begin() {
     // SAFETY: the caller's. The compiler does not use tile registers.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const SHAPES, options(nostack, readonly)) }
 }
@@ -40,14 +40,14 @@ pub(super) unsafe fn begin() {
 /// # Safety
 ///
 /// As [`begin`] has it.
-pub(super) unsafe fn end() {
+unsafe fn end() {
     // SAFETY: the caller's.
     unsafe { asm!("tilerelease", options(nostack, nomem)) }
 }
 
 /// One tap of two tiles by two blocks, of which `x` is the place in its row.
 macro_rules! two_tiles_by_two {
-    ($x:literal) => {
+    ($multiply:literal, $x:literal) => {
         concat!(
             "tileloadd tmm4, [{inputs} + 1 * {row} + ",
             $x,
@@ -61,17 +61,21 @@ macro_rules! two_tiles_by_two {
             "tileloadd tmm5, [{inputs} + 1 * {row} + ",
             $x,
             " * 64 + 1024]\n",
-            "tdpbusd tmm0, tmm4, tmm6\n",
-            "tdpbusd tmm1, tmm4, tmm7\n",
-            "tdpbusd tmm2, tmm5, tmm6\n",
-            "tdpbusd tmm3, tmm5, tmm7\n",
+            $multiply,
+            " tmm0, tmm4, tmm6\n",
+            $multiply,
+            " tmm1, tmm4, tmm7\n",
+            $multiply,
+            " tmm2, tmm5, tmm6\n",
+            $multiply,
+            " tmm3, tmm5, tmm7\n",
         )
     };
 }
 
 /// One tap of one tile by two blocks.
 macro_rules! tile_by_two {
-    ($x:literal) => {
+    ($multiply:literal, $x:literal) => {
         concat!(
             "tileloadd tmm4, [{inputs} + 1 * {row} + ",
             $x,
@@ -82,15 +86,17 @@ macro_rules! tile_by_two {
             "tileloadd tmm7, [{weights} + 1 * {row} + ",
             $x,
             " * 2048 + 1024]\n",
-            "tdpbusd tmm0, tmm4, tmm6\n",
-            "tdpbusd tmm1, tmm4, tmm7\n",
+            $multiply,
+            " tmm0, tmm4, tmm6\n",
+            $multiply,
+            " tmm1, tmm4, tmm7\n",
         )
     };
 }
 
 /// One tap of one tile by three blocks.
 macro_rules! tile_by_three {
-    ($x:literal) => {
+    ($multiply:literal, $x:literal) => {
         concat!(
             "tileloadd tmm4, [{inputs} + 1 * {row} + ",
             $x,
@@ -104,24 +110,27 @@ macro_rules! tile_by_three {
             "tileloadd tmm7, [{weights} + 1 * {row} + ",
             $x,
             " * 3072 + 2048]\n",
-            "tdpbusd tmm0, tmm4, tmm5\n",
-            "tdpbusd tmm1, tmm4, tmm6\n",
-            "tdpbusd tmm2, tmm4, tmm7\n",
+            $multiply,
+            " tmm0, tmm4, tmm5\n",
+            $multiply,
+            " tmm1, tmm4, tmm6\n",
+            $multiply,
+            " tmm2, tmm4, tmm7\n",
         )
     };
 }
 
-/// A product of some tiles by a panel: how many blocks that has, what is done for a tap, and what
-/// before all taps and after them.
+/// A product of some tiles by a panel: what multiplies, how many blocks the panel has, what is done for
+/// a tap, and what before all taps and after them.
 macro_rules! product {
-    ($name:ident, $panel:literal, $tap:ident, [$($zero:literal)*], [$($store:literal)*]) => {
+    ($name:ident, $multiply:literal, $panel:literal, $tap:ident, [$($zero:literal)*], [$($store:literal)*]) => {
         /// Tiles by a panel, as the name says.
         ///
         /// # Safety
         ///
-        /// As [`begin`] has it, which this thread has called; the layouts of [`Product`], with at
-        /// least one group.
-        pub(super) unsafe fn $name(job: &Product) {
+        /// As [`begin`](super::begin) has it, which this thread has called; the layouts of [`Product`],
+        /// with at least one group.
+        pub(crate) unsafe fn $name(job: &Product) {
             // SAFETY: the caller's; the sums and the registers named are written.
             unsafe {
                 asm!(
@@ -129,9 +138,9 @@ macro_rules! product {
                     "2:",
                     "mov {rows:e}, 3",
                     "3:",
-                    $tap!(0),
-                    $tap!(1),
-                    $tap!(2),
+                    $tap!($multiply, 0),
+                    $tap!($multiply, 1),
+                    $tap!($multiply, 2),
                     "add {inputs}, {next_row}",
                     "add {weights}, {row_of_weights}",
                     "dec {rows:e}",
@@ -148,7 +157,7 @@ macro_rules! product {
                     next_row = in(reg) job.next_row,
                     next_group = in(reg) job.next_group - 3 * job.next_row,
                     to = in(reg) job.to,
-                    to_row = in(reg) $panel * LANES * size_of::<i32>(),
+                    to_row = in(reg) $panel * LANES * SUM,
                     row_of_weights = const 3 * $panel * BLOCK,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
@@ -159,38 +168,63 @@ macro_rules! product {
     };
 }
 
-product!(
-    one_by_two,
-    2,
-    tile_by_two,
-    ["tilezero tmm0" "tilezero tmm1"],
-    [
-        "tilestored [{to} + 1 * {to_row}], tmm0"
-        "tilestored [{to} + 1 * {to_row} + 64], tmm1"
-    ]
-);
+/// The products of one type of numbers.
+macro_rules! products {
+    ($(#[$what:meta])* $numbers:ident, $multiply:literal) => {
+        $(#[$what])*
+        pub(crate) mod $numbers {
+            use super::*;
 
-product!(
-    two_by_two,
-    2,
-    two_tiles_by_two,
-    ["tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3"],
-    [
-        "tilestored [{to} + 1 * {to_row}], tmm0"
-        "tilestored [{to} + 1 * {to_row} + 64], tmm1"
-        "tilestored [{to} + 1 * {to_row} + 2048], tmm2"
-        "tilestored [{to} + 1 * {to_row} + 2048 + 64], tmm3"
-    ]
-);
+            product!(
+                one_by_two,
+                $multiply,
+                2,
+                tile_by_two,
+                ["tilezero tmm0" "tilezero tmm1"],
+                [
+                    "tilestored [{to} + 1 * {to_row}], tmm0"
+                    "tilestored [{to} + 1 * {to_row} + 64], tmm1"
+                ]
+            );
 
-product!(
-    one_by_three,
-    3,
-    tile_by_three,
-    ["tilezero tmm0" "tilezero tmm1" "tilezero tmm2"],
-    [
-        "tilestored [{to} + 1 * {to_row}], tmm0"
-        "tilestored [{to} + 1 * {to_row} + 64], tmm1"
-        "tilestored [{to} + 1 * {to_row} + 128], tmm2"
-    ]
+            product!(
+                two_by_two,
+                $multiply,
+                2,
+                two_tiles_by_two,
+                ["tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3"],
+                [
+                    "tilestored [{to} + 1 * {to_row}], tmm0"
+                    "tilestored [{to} + 1 * {to_row} + 64], tmm1"
+                    "tilestored [{to} + 1 * {to_row} + 2048], tmm2"
+                    "tilestored [{to} + 1 * {to_row} + 2048 + 64], tmm3"
+                ]
+            );
+
+            product!(
+                one_by_three,
+                $multiply,
+                3,
+                tile_by_three,
+                ["tilezero tmm0" "tilezero tmm1" "tilezero tmm2"],
+                [
+                    "tilestored [{to} + 1 * {to_row}], tmm0"
+                    "tilestored [{to} + 1 * {to_row} + 64], tmm1"
+                    "tilestored [{to} + 1 * {to_row} + 128], tmm2"
+                ]
+            );
+
+            pub(crate) static KERNELS: Kernels = Kernels {
+                begin,
+                end,
+                product: [&[one_by_two, two_by_two], &[one_by_three]],
+            };
+        }
+    };
+}
+
+products!(
+    /// Unsigned bytes by int8, in int32.
+    bytes,
+    "tdpbusd"
 );
