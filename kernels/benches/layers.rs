@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput};
+use vggd_kernels::convolution;
 use vggd_kernels::layout::blocked_len;
 use vggd_kernels::linear::{BLOCK, linear_bf16, linear_f32, linear_i8b64};
 use vggd_kernels::quantized::{Algorithm, Parameters, QConv3x3};
@@ -66,9 +67,17 @@ fn single(layer: &mut Layer<'_>, (inner, out, side, pool): (usize, usize, usize,
             continue;
         }
         let input = vec![0.5; blocked_len(inner, side, side)];
-        for precision in [Precision::Single, Precision::Half] {
-            let tile = Tile::choose(side, side);
-            let conv = Conv3x3::with_precision(isa, precision, tile, out, inner, &weights, &bias);
+        let tile = Tile::choose(side, side);
+        let algorithms = [
+            convolution::Algorithm::Winograd(Precision::Single, tile),
+            convolution::Algorithm::Winograd(Precision::Half, tile),
+            convolution::Algorithm::Matrix,
+        ];
+        for algorithm in algorithms {
+            let conv = Conv3x3::new(isa, algorithm, out, inner, &weights, &bias);
+            if conv.kernel().starts_with("plain_matrix") {
+                continue;
+            }
             let mut scratch = vec![0.0; conv.scratch_len(side, side, 1)];
             let fuse = Fuse { relu: true, pool };
             layer.time(conv.kernel(), || {

@@ -4,7 +4,8 @@
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
-use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Isa, Parallel, Precision, Tile, layout};
+use vggd_kernels::convolution::Algorithm;
+use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Isa, Parallel, Precision, layout};
 
 /// Output channels, side, whether a max-pool follows.
 const LAYERS: [(usize, usize, bool); 16] = [
@@ -71,8 +72,8 @@ fn main() {
     let convolutions: Vec<Conv3x3> = layers
         .iter()
         .map(|&(i, o, side, _)| {
-            let (tile, weights) = (Tile::choose(side, side), &weights[..o * i * 9]);
-            Conv3x3::with_precision(isa, precision, tile, o, i, weights, &weights[..o])
+            let algorithm = Algorithm::choose(isa, precision, i, side, side);
+            Conv3x3::new(isa, algorithm, o, i, &weights[..o * i * 9], &weights[..o])
         })
         .collect();
     let packing = start.elapsed();

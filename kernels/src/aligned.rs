@@ -39,6 +39,10 @@ impl<T> Aligned<T> {
         &mut self.storage[self.skip..]
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.storage.len() + 1 - LINE / size_of::<T>()
+    }
+
     pub(crate) fn as_ptr(&self) -> *const T {
         self.storage[self.skip..].as_ptr()
     }

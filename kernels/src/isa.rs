@@ -20,7 +20,8 @@ pub(crate) enum Kind {
     /// The same with VNNI, which multiplies bytes and sums in one instruction.
     #[cfg(target_arch = "x86_64")]
     Vnni,
-    /// The same with AMX, whose registers are tiles of bytes and of their sums.
+    /// The same with BF16, and with AMX, whose registers are tiles of bytes or bfloat16, and of their
+    /// sums.
     #[cfg(target_arch = "x86_64")]
     Amx,
     /// aarch64 Advanced SIMD.
@@ -57,7 +58,7 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
             if avx2 && avx512 && is_x86_feature_detected!("avx512vnni") {
-                if has_tiles() {
+                if is_x86_feature_detected!("avx512bf16") && has_tiles() {
                     kinds.push(Kind::Amx);
                 }
                 kinds.push(Kind::Vnni);
@@ -137,7 +138,7 @@ impl Isa {
     }
 }
 
-/// Whether the processor has AMX's tiles of bytes, and Linux lets this process use them, which it must
+/// Whether the processor has AMX's tiles of bytes and of bfloat16, and Linux lets this process use them, which it must
 /// be asked for because they make what is kept of a thread 8 KiB larger.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn has_tiles() -> bool {
@@ -146,11 +147,11 @@ fn has_tiles() -> bool {
     unsafe extern "C" {
         fn syscall(number: c_long, ...) -> c_long;
     }
-    const TILE_AND_INT8: u32 = 1 << 24 | 1 << 25;
+    const BF16_TILE_AND_INT8: u32 = 1 << 22 | 1 << 24 | 1 << 25;
     const ARCH_PRCTL: c_long = 158;
     const ARCH_REQ_XCOMP_PERM: c_long = 0x1023;
     const XFEATURE_XTILEDATA: c_long = 18;
-    if __cpuid_count(7, 0).edx & TILE_AND_INT8 != TILE_AND_INT8 {
+    if __cpuid_count(7, 0).edx & BF16_TILE_AND_INT8 != BF16_TILE_AND_INT8 {
         return false;
     }
     // SAFETY: a call that takes numbers only, and says no where it is not known.

@@ -4,7 +4,7 @@
 //! In the order a frame flows:
 //!
 //! - [`direct`]: the first 3x3 convolution, from a planar image.
-//! - [`winograd`]: the other 3x3 convolutions with bias, ReLU and max-pool, in float32 or
+//! - [`convolution`]: the other 3x3 convolutions with bias, ReLU and max-pool, in float32 or
 //!   at half the width.
 //! - [`quantized`]: all of them on bytes, in integers.
 //! - [`linear`]: fully connected layers, a stream of weights from memory.
@@ -13,6 +13,7 @@
 //!
 //! - [`layout`]: where an activation lies.
 //! - [`parallel`]: how a kernel gets the caller's threads.
+//! - `winograd`: 3x3 convolutions with fewer multiplications.
 //! - `matrix`: 3x3 convolutions where registers hold whole matrices.
 //! - `panels`: how output channels are cut into what registers hold.
 //! - [`isa`]: what this processor can do; every kernel takes an [`Isa`].
@@ -26,7 +27,7 @@
 
 pub mod direct;
 
-pub mod winograd;
+pub mod convolution;
 
 pub mod quantized;
 
@@ -47,14 +48,16 @@ mod integer;
 mod matrix;
 mod panels;
 mod vector;
+mod winograd;
 
 #[cfg(test)]
 mod random;
 #[cfg(test)]
 mod reference;
 
+pub use convolution::{Conv3x3, Fuse, Precision};
 pub use direct::Direct3x3;
 pub use isa::Isa;
 pub use parallel::{Parallel, Sequential};
 pub use quantized::QConv3x3;
-pub use winograd::{Conv3x3, Fuse, Precision, Tile};
+pub use winograd::Tile;

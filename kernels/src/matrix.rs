@@ -1,6 +1,6 @@
 //! 3x3 convolutions by the definition, as products of matrices: sixteen pixels by 64 bytes of input
 //! channels of one tap, by sixteen output channels, is what a tile register of AMX multiplies at once.
-//! Knows how numbers lie, and not which.
+//! Knows how numbers lie, and not which: bytes with sums in int32, or bfloat16 with sums in float32.
 //!
 //! Pixels are counted through the rows of the input with its border, so that a tile goes on in the next
 //! row; what is computed for the two pixels between two rows is not used.

@@ -116,3 +116,14 @@ pub(crate) trait Pairs<N>: Vector {
     /// Writes sixteen numbers, the nearest to the lanes, which must be in their range.
     unsafe fn store_rounded(self, to: *mut u16);
 }
+
+/// Float32 rounded to bfloat16. On AVX-512 that needs BF16 besides, where these vectors are made.
+pub(crate) trait Narrow: Vector {
+    /// Writes sixteen numbers, the nearest to the lanes, of two the even one. Those too small for a
+    /// normal number may become zero.
+    ///
+    /// # Safety
+    ///
+    /// The instruction set, and room for sixteen numbers.
+    unsafe fn store_bfloat16(self, to: *mut u16);
+}

@@ -1,6 +1,5 @@
-//! 3x3 convolutions, stride 1, padding 1, in float32 by Winograd's F(4x4, 3x3) or
-//! F(2x2, 3x3) (Lavin and Gray 2016): 36 multiplications where the direct form has 144,
-//! or 16 for 36.
+//! 3x3 convolutions by Winograd's F(4x4, 3x3) or F(2x2, 3x3) (Lavin and Gray 2016): 36
+//! multiplications where the direct form has 144, or 16 for 36.
 //!
 //! A tile of 4x4 outputs reads 6x6 inputs. With `d` the inputs and `g` the 3x3 weights,
 //! its outputs are `A^T [sum over channels of (G g G^T) * (B^T d B)] A`: the input
@@ -14,9 +13,9 @@
 //! | transformed inputs | `[36, C_in / 16, tiles, 16]` |
 //! | products | `[36, C_out / 16, tiles, 16]` |
 //!
-//! With [`Precision::Half`] transformed weights and inputs are int16 or float16, in pairs of input
-//! channels: an element is a pair, and there are half as many. How they are rounded, and why
-//! no sum overflows, is said in `half`.
+//! With [`Precision::Half`](crate::Precision::Half) transformed weights and inputs are int16 or
+//! float16, in pairs of input channels: an element is a pair, and there are half as many. How they are
+//! rounded, and why no sum overflows, is said in `half`.
 //!
 //! Output channels are the vector lanes, and transformed inputs are broadcast: no
 //! transposition anywhere.
@@ -25,9 +24,9 @@
 //! from memory takes longer than the arithmetic, and the smaller tile wins: see
 //! [`Tile::choose`].
 
-use crate::aligned::{Aligned, from_first_line};
-use crate::isa::Isa;
-use crate::layout::{CHANNEL_BLOCK, blocked_len};
+use crate::aligned::Aligned;
+use crate::convolution::Job;
+use crate::layout::CHANNEL_BLOCK;
 use crate::panels::{Panels, part};
 use crate::parallel::{Parallel, Parts, share};
 
@@ -40,34 +39,17 @@ mod stem;
 mod transform;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod bounds;
 
 use half::{RoundInputs, RoundWeights};
-use instances::{Kernels, Transforms};
+pub(crate) use instances::Kernels;
+#[cfg(test)]
+pub(crate) use instances::TWIN;
+use instances::Transforms;
 use transform::{Input, Output, Weights};
 
-/// What follows a convolution, in this order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Fuse {
-    /// Maximum with zero.
-    pub relu: bool,
-    /// 2x2 max-pool with stride 2; a last odd row or column is dropped.
-    pub pool: bool,
-}
-
-/// The numbers that products are computed with. All else is float32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Precision {
-    /// Float32.
-    #[default]
-    Single,
-    /// Int16 summed up in int32, or float16, with scales: half the bytes, and up to twice as fast
-    /// where [`Isa::has_half`].
-    Half,
-}
-
 /// The outputs that are computed together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tile {
     /// F(2x2, 3x3): 16 multiplications for 4 outputs, the smaller weights.
     Two,
@@ -99,13 +81,13 @@ impl Tile {
     }
 
     /// Transformed inputs of a tile.
-    fn positions(self) -> usize {
+    pub(crate) fn positions(self) -> usize {
         (self.side() + 2) * (self.side() + 2)
     }
 }
 
 /// One convolution with its weights packed for an instruction set.
-pub struct Conv3x3 {
+pub(crate) struct Winograd {
     kernels: &'static Kernels,
     tile: Tile,
     out_channels: usize,
@@ -116,62 +98,20 @@ pub struct Conv3x3 {
     bias: Aligned<f32>,
 }
 
-impl Conv3x3 {
-    /// [`Conv3x3::with_precision`] in float32.
-    ///
-    /// # Panics
-    ///
-    /// If the lengths do not fit each other.
-    pub fn new(
-        isa: Isa,
-        tile: Tile,
-        out_channels: usize,
-        in_channels: usize,
-        weights: &[f32],
-        bias: &[f32],
-    ) -> Conv3x3 {
-        let precision = Precision::Single;
-        Conv3x3::with_precision(isa, precision, tile, out_channels, in_channels, weights, bias)
-    }
-
-    /// Packs `weights` (`[out_channels, in_channels, 3, 3]`, OIHW) and `bias`
-    /// (`[out_channels]`) for `isa`; takes [`Conv3x3::packed_bytes`] of memory. Half
-    /// precision is computed in plain Rust unless [`Isa::has_half`].
-    ///
-    /// # Panics
-    ///
-    /// If the lengths do not fit each other.
-    pub fn with_precision(
-        isa: Isa,
-        precision: Precision,
-        tile: Tile,
-        out_channels: usize,
-        in_channels: usize,
-        weights: &[f32],
-        bias: &[f32],
-    ) -> Conv3x3 {
-        let kernels = instances::of(isa, precision);
-        Conv3x3::with_kernels(kernels, tile, out_channels, in_channels, weights, bias)
-    }
-
-    fn with_kernels(
+impl Winograd {
+    /// Packs `weights` (`[out_channels, in_channels, 3, 3]`, OIHW) and `bias` (`[out_channels]`).
+    pub(crate) fn new(
         kernels: &'static Kernels,
         tile: Tile,
-        out_channels: usize,
         in_channels: usize,
         weights: &[f32],
         bias: &[f32],
-    ) -> Conv3x3 {
-        assert!(
-            weights.len() == out_channels * in_channels * 9 && bias.len() == out_channels,
-            "Conv3x3: {} weights and {} biases for {out_channels} x {in_channels} x 3 x 3",
-            weights.len(),
-            bias.len()
-        );
+    ) -> Winograd {
+        let out_channels = bias.len();
         let panels = Panels::new(out_channels, kernels.vectors);
         let mut padded = Aligned::zeroed(panels.blocks() * CHANNEL_BLOCK);
         padded.as_mut_slice()[..out_channels].copy_from_slice(bias);
-        let mut conv = Conv3x3 {
+        let mut conv = Winograd {
             kernels,
             tile,
             out_channels,
@@ -184,78 +124,29 @@ impl Conv3x3 {
         conv
     }
 
-    /// The kernel that runs, by instruction set, operation, type and tile.
-    pub fn kernel(&self) -> &'static str {
+    pub(crate) fn kernel(&self) -> &'static str {
         self.kernels.name
     }
 
-    /// The tile that was asked for.
-    pub fn tile(&self) -> Tile {
-        self.tile
-    }
-
-    /// Output channels.
-    pub fn out_channels(&self) -> usize {
-        self.out_channels
-    }
-
-    /// Input channels.
-    pub fn in_channels(&self) -> usize {
-        self.in_channels
-    }
-
     /// Bytes of the packed weights.
-    pub fn packed_bytes(&self) -> usize {
-        self.tile.positions() * self.panels().blocks() * self.block_len() * size_of::<f32>()
+    pub(crate) fn packed_bytes(&self) -> usize {
+        self.weights.len() * size_of::<f32>()
     }
 
-    /// How many elements of scratch memory [`Conv3x3::run`] needs for an input of this
-    /// size on as many threads.
-    pub fn scratch_len(&self, height: usize, width: usize, threads: usize) -> usize {
-        Plan::new(self, height, width, threads).scratch + CHANNEL_BLOCK
+    /// Elements of scratch memory, from a cache line on.
+    pub(crate) fn scratch_len(&self, height: usize, width: usize, threads: usize) -> usize {
+        Plan::new(self, height, width, threads).scratch
     }
 
-    /// Convolves a blocked `input` of `in_channels` x `height` x `width` into `output`,
-    /// blocked too and of half the height and width, rounded down, if `fuse.pool`. Every
-    /// element of `output` is written; what `scratch` holds does not matter.
-    ///
-    /// # Panics
-    ///
-    /// If `input` or `output` has another length or `scratch` is shorter than
-    /// [`Conv3x3::scratch_len`] has it.
-    #[expect(clippy::too_many_arguments, reason = "five of them are one tensor each")]
-    pub fn run(
+    pub(crate) fn run(
         &self,
+        job: &Job<'_>,
         parallel: &dyn Parallel,
         input: &[f32],
-        height: usize,
-        width: usize,
-        output: &mut [f32],
-        fuse: Fuse,
         scratch: &mut [f32],
     ) {
-        let (out_height, out_width) =
-            if fuse.pool { (height / 2, width / 2) } else { (height, width) };
-        check_length("input", input.len(), blocked_len(self.in_channels, height, width));
-        check_length("output", output.len(), blocked_len(self.out_channels, out_height, out_width));
-        let plan = Plan::new(self, height, width, parallel.threads());
-        let scratch = from_first_line(scratch);
-        assert!(
-            scratch.len() >= plan.scratch,
-            "Conv3x3: scratch of {} elements where {} are needed",
-            scratch.len(),
-            plan.scratch
-        );
-        Run {
-            conv: self,
-            plan: &plan,
-            height,
-            width,
-            output: Parts::new(output),
-            fuse,
-            scratch: Parts::new(scratch),
-        }
-        .all(parallel, input);
+        let plan = Plan::new(self, job.height, job.width, parallel.threads());
+        Run { conv: self, plan: &plan, job, scratch: Parts::new(scratch) }.all(parallel, input);
     }
 
     fn in_blocks(&self) -> usize {
@@ -327,10 +218,6 @@ impl Conv3x3 {
     }
 }
 
-fn check_length(what: &str, found: usize, needed: usize) {
-    assert!(found == needed, "Conv3x3: {what} of {found} elements where {needed} are needed");
-}
-
 /// Transformed input that should stay in a core's own cache, in elements.
 const CACHED: usize = 288 << 10;
 
@@ -361,12 +248,12 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(conv: &Conv3x3, height: usize, width: usize, threads: usize) -> Plan {
+    fn new(conv: &Winograd, height: usize, width: usize, threads: usize) -> Plan {
         let tiles = height.div_ceil(conv.tile.side()) * width.div_ceil(conv.tile.side());
         Plan::with(conv, height, width, threads, tiles <= FEW_TILES)
     }
 
-    fn with(conv: &Conv3x3, height: usize, width: usize, threads: usize, shared: bool) -> Plan {
+    fn with(conv: &Winograd, height: usize, width: usize, threads: usize, shared: bool) -> Plan {
         let threads = threads.max(1);
         let (tiles_high, tiles_wide) =
             (height.div_ceil(conv.tile.side()), width.div_ceil(conv.tile.side()));
@@ -408,14 +295,11 @@ impl Plan {
     }
 }
 
-/// One call of [`Conv3x3::run`].
+/// One call of [`Winograd::run`].
 struct Run<'a> {
-    conv: &'a Conv3x3,
+    conv: &'a Winograd,
     plan: &'a Plan,
-    height: usize,
-    width: usize,
-    output: Parts<'a, f32>,
-    fuse: Fuse,
+    job: &'a Job<'a>,
     scratch: Parts<'a, f32>,
 }
 
@@ -426,7 +310,7 @@ impl Run<'_> {
             return;
         }
         let (inputs, products) = self.scratch_parts();
-        let pixels = self.height * self.width * CHANNEL_BLOCK;
+        let pixels = self.job.height * self.job.width * CHANNEL_BLOCK;
         let input = |block: usize| input[block * pixels..][..pixels].as_ptr();
         let in_blocks = self.conv.in_blocks();
         if shared {
@@ -519,8 +403,8 @@ impl Run<'_> {
         let to = unsafe { self.scratch.at(at, positions * input_stride) };
         let job = Input {
             from,
-            height: self.height,
-            width: self.width,
+            height: self.job.height,
+            width: self.job.width,
             tiles_wide,
             first,
             count,
@@ -561,8 +445,8 @@ impl Run<'_> {
         for block in 0..in_blocks {
             let job = Input {
                 from: input(block),
-                height: self.height,
-                width: self.width,
+                height: self.job.height,
+                width: self.job.width,
                 tiles_wide,
                 first: first + tile,
                 count,
@@ -610,7 +494,7 @@ impl Run<'_> {
         products: usize,
     ) {
         let Plan { tiles_wide, batch, chunks, input_stride, product_stride, .. } = *self.plan;
-        let Conv3x3 { kernels, weights, weight_scales, bias, .. } = self.conv;
+        let Winograd { kernels, weights, weight_scales, bias, .. } = self.conv;
         let (panels, in_blocks) = (self.conv.panels(), self.conv.in_blocks());
         let (positions, block_len) = (self.conv.tile.positions(), self.conv.block_len());
         let chunk = part(panels.count(), chunks, chunk);
@@ -653,18 +537,19 @@ impl Run<'_> {
                 unsafe { kernels.multiply(&job, panels.vectors(panel), count) }
             }
         }
-        let (height, width) = (self.height, self.width);
-        let pixels = if self.fuse.pool { (height / 2) * (width / 2) } else { height * width };
+        let (height, width) = (self.job.height, self.job.width);
+        let pixels = if self.job.fuse.pool { (height / 2) * (width / 2) } else { height * width };
         for block in first_block..panels.first(chunk.end).min(self.conv.out_blocks()) {
             // SAFETY: the caller's.
-            let to =
-                unsafe { self.output.at(block * pixels * CHANNEL_BLOCK, pixels * CHANNEL_BLOCK) };
+            let to = unsafe {
+                self.job.output.at(block * pixels * CHANNEL_BLOCK, pixels * CHANNEL_BLOCK)
+            };
             let held = block - first_block;
             let job = Output {
                 from: products.wrapping_add(held * batch * CHANNEL_BLOCK),
                 stride: product_stride,
                 bias: bias.as_ptr().wrapping_add(block * CHANNEL_BLOCK),
-                fuse: self.fuse,
+                fuse: self.job.fuse,
                 height,
                 width,
                 tiles_wide,

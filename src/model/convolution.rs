@@ -1,8 +1,8 @@
 //! The convolutions, from the input to the last pooling, as one layer.
 //!
 //! A chain of `Conv` (3x3, stride 1, padding 1), `Relu` and `MaxPool` (2x2, stride 2) that starts at
-//! the graph's input runs on kernels of our own: directly for the few channels of the input, by
-//! Winograd's algorithm after it. Weights are transformed once, at load. Activations stay in the
+//! the graph's input runs on kernels of our own: directly for the few channels of the input, by the
+//! fastest algorithm after it. Weights are packed once, at load. Activations stay in the
 //! kernels' blocks of channels all the way, in buffers that are made once. Models in memory share what
 //! is packed of the same weights.
 
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tract_onnx::pb::{GraphProto, NodeProto};
 use tract_onnx::tract_hir::internal::*;
 use vggd_kernels::layout::{blocked_len, unblock};
-use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Precision, Tile};
+use vggd_kernels::{Conv3x3, Direct3x3, Fuse};
 
 use super::chain::{CONVOLUTION_NEEDS, POOLING_NEEDS, is_2x2, is_3x3, output_size, reader};
 use super::engine::{Engine, Source};
@@ -50,36 +50,29 @@ pub(super) fn take(
     if found.is_empty() {
         return Ok(None);
     }
-    let winograd = engine.each(found.len(), |index| {
+    let rest = engine.each(found.len(), |index| {
         let (parameters, fuse, size) = &found[index];
-        Winograd { convolution: parameters.pack(engine, *size), fuse: *fuse, size: *size }
+        Convolution { convolution: parameters.pack(engine, *size), fuse: *fuse, size: *size }
     });
     let (input, output) = (graph.input[0].name.clone(), end.to_owned());
-    let buffers = Mutex::new(Buffers::of(&stem, &winograd, side, engine.threads()));
+    let buffers = Mutex::new(Buffers::of(&stem, &rest, side, engine.threads()));
     let engine = engine.clone();
-    let layer = Convolutions { engine, inputs, side, stem, winograd, channels, size, buffers };
+    let layer = Convolutions { engine, inputs, side, stem, rest, channels, size, buffers };
     let place = graph.node.iter_mut().find(|node| node.output.contains(&output));
     Ok(Some(Taken::leave(place.expect("a step is a node"), input, output, layer)))
 }
 
 /// How many bytes more than they are stored in the filters of the chain take when they are packed.
 pub(super) fn packing_adds(graph: &GraphProto, engine: &Engine, side: usize) -> u64 {
-    let number = match engine.precision() {
-        Precision::Single => 4,
-        Precision::Half => 2,
-    };
     let (parts, mut size, mut added) = (Parts::of(graph), side, 0u64);
-    // The first is not transformed, and small.
+    // The first stays as it is, and is small.
     for (index, step) in steps(graph).iter().enumerate() {
         let filters = step.node.input.get(1).and_then(|name| parts.filters(name));
         if let Some((&[out, inner, 3, 3], stored)) = filters.map(|it| (&*it.dims, stored_bytes(it)))
             && index > 0
         {
-            let positions = match Tile::choose(size, size) {
-                Tile::Two => 16,
-                Tile::Four => 36,
-            };
-            added += (positions * number * out as u64 * inner as u64).saturating_sub(stored);
+            let kernel = engine.algorithm(inner as usize, size).packed_bytes() as u64;
+            added += (kernel * out as u64 * inner as u64).saturating_sub(stored);
         }
         size = output_size(size, step.fuse.pool);
     }
@@ -127,12 +120,12 @@ struct Parameters {
 impl Parameters {
     /// The convolution for an input of this height and width.
     fn pack(&self, engine: &Engine, size: usize) -> Arc<Conv3x3> {
-        let (tile, channels @ [out, inner]) = (Tile::choose(size, size), self.channels);
+        let channels @ [out, inner] = self.channels;
+        let algorithm = engine.algorithm(inner, size);
         let (weights, bias) = (self.weights.places(), self.bias.places());
-        engine.packed(Source { weights, bias, channels, tile }, || {
+        engine.packed(Source { weights, bias, channels, algorithm }, || {
             let (weights, bias) = (self.weights.numbers(), self.bias.numbers());
-            let (isa, precision) = (engine.isa, engine.precision());
-            Conv3x3::with_precision(isa, precision, tile, out, inner, &weights, &bias)
+            Conv3x3::new(engine.isa, algorithm, out, inner, &weights, &bias)
         })
     }
 }
@@ -160,7 +153,7 @@ struct Convolutions {
     /// The first convolution; what it gives never leaves the cache.
     stem: Direct3x3,
     /// The others, at least one.
-    winograd: Vec<Winograd>,
+    rest: Vec<Convolution>,
     /// Channels of the output, and its height and width.
     channels: usize,
     size: usize,
@@ -168,14 +161,14 @@ struct Convolutions {
 }
 
 /// A convolution after the first.
-struct Winograd {
+struct Convolution {
     convolution: Arc<Conv3x3>,
     fuse: Fuse,
     /// Height and width of its input.
     size: usize,
 }
 
-impl Winograd {
+impl Convolution {
     fn output_size(&self) -> usize {
         output_size(self.size, self.fuse.pool)
     }
@@ -193,11 +186,11 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn of(stem: &Direct3x3, winograd: &[Winograd], side: usize, threads: usize) -> Self {
-        let first = &winograd[0].convolution;
+    fn of(stem: &Direct3x3, rest: &[Convolution], side: usize, threads: usize) -> Self {
+        let first = &rest[0].convolution;
         let mut lengths = [0, 0];
         let mut scratch = first.scratch_len_after(stem, side, side, threads);
-        for (index, layer) in winograd.iter().enumerate() {
+        for (index, layer) in rest.iter().enumerate() {
             lengths[index % 2] = layer.output_len().max(lengths[index % 2]);
             let needed = layer.convolution.scratch_len(layer.size, layer.size, threads);
             scratch = needed.max(scratch);
@@ -221,13 +214,13 @@ impl Layer for Convolutions {
         let Buffers { activations: [from, to], scratch } = &mut *buffers;
         let (mut from, mut to) = (from, to);
         let (engine, side) = (&self.engine, self.side);
-        let (first, rest) = self.winograd.split_first().expect("at least one convolution");
+        let (first, rest) = self.rest.split_first().expect("at least one convolution");
         let mut length = first.output_len();
         let output = &mut from[..length];
         first.convolution.run_after(&self.stem, engine, x, side, side, output, first.fuse, scratch);
         for layer in rest {
             let (input, output) = (&from[..length], &mut to[..layer.output_len()]);
-            let Winograd { convolution, fuse, size } = layer;
+            let Convolution { convolution, fuse, size } = layer;
             convolution.run(engine, input, *size, *size, output, *fuse, scratch);
             std::mem::swap(&mut from, &mut to);
             length = layer.output_len();
@@ -238,6 +231,6 @@ impl Layer for Convolutions {
 
 impl std::fmt::Debug for Convolutions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} convolutions from {}", 1 + self.winograd.len(), self.side)
+        write!(f, "{} convolutions from {}", 1 + self.rest.len(), self.side)
     }
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use vggd_kernels::{Conv3x3, Isa, Parallel, Tile};
+use vggd_kernels::convolution::Algorithm;
+use vggd_kernels::{Conv3x3, Isa, Parallel};
 
 use super::shared::Shared;
 use super::weights::{Place, Rounded};
@@ -40,7 +41,7 @@ pub(super) struct Source {
     pub(super) bias: Vec<Place>,
     /// Output and input channels.
     pub(super) channels: [usize; 2],
-    pub(super) tile: Tile,
+    pub(super) algorithm: Algorithm,
 }
 
 impl Engine {
@@ -114,6 +115,11 @@ impl Engine {
     /// Whether fully connected layers multiply by bfloat16, whatever the instruction set.
     pub(super) fn rounds(&self) -> bool {
         self.precision == Precision::Half
+    }
+
+    /// The fastest algorithm for a convolution of so many input channels and this height and width.
+    pub(super) fn algorithm(&self, in_channels: usize, size: usize) -> Algorithm {
+        Algorithm::choose(self.isa, self.precision(), in_channels, size, size)
     }
 
     /// The convolution that is made of `source`: that of another model in memory, or else a new one.
@@ -220,6 +226,8 @@ fn named(name: &str) -> Result<Isa, ConfigError> {
 mod tests {
     use std::sync::Mutex;
 
+    use vggd_kernels::Tile;
+
     use super::*;
 
     #[test]
@@ -247,12 +255,14 @@ mod tests {
     #[test]
     fn models_share_what_is_packed_of_the_same_weights() {
         let engine = Engine::new(1);
-        let pack = || Conv3x3::new(Isa::PLAIN, Tile::Four, 1, 1, &[0.0; 9], &[0.0]);
+        let single = vggd_kernels::Precision::Single;
+        let [two, four] = [Tile::Two, Tile::Four].map(|tile| Algorithm::Winograd(single, tile));
+        let pack = || Conv3x3::new(Isa::PLAIN, four, 1, 1, &[0.0; 9], &[0.0]);
         let source = Source {
             weights: vec![Place { file: (1, 2, 3, 4), offset: 0 }],
             bias: Vec::new(),
             channels: [1, 1],
-            tile: Tile::Four,
+            algorithm: four,
         };
         let first = engine.packed(source.clone(), pack);
         let same = |other: Source| Arc::ptr_eq(&first, &engine.clone().packed(other, pack));
@@ -260,7 +270,7 @@ mod tests {
         let elsewhere = vec![Place { file: (1, 2, 3, 4), offset: 36 }];
         assert!(!same(Source { weights: elsewhere, ..source.clone() }));
         assert!(!same(Source { channels: [1, 2], ..source.clone() }));
-        assert!(!same(Source { tile: Tile::Two, ..source.clone() }));
+        assert!(!same(Source { algorithm: two, ..source.clone() }));
 
         let places = || vec![Place { file: (1, 2, 3, 4), offset: 0 }];
         let first = engine.rounded(places(), 6, || Rounded::zeroed(6));

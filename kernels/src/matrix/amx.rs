@@ -228,3 +228,8 @@ products!(
     bytes,
     "tdpbusd"
 );
+products!(
+    /// Bfloat16, in float32; what is smaller than its smallest normal number is taken as zero.
+    bfloat16,
+    "tdpbf16ps"
+);

@@ -1,6 +1,6 @@
 //! Sixteen lanes as one AVX-512 register.
 
-use super::{Int16, Pairs, Vector};
+use super::{Int16, Narrow, Pairs, Vector};
 use std::arch::x86_64::*;
 
 /// One 512-bit register. Constructed only where AVX-512 F, BW, DQ and VL are
@@ -175,6 +175,14 @@ impl Pairs<Int16> for Avx512 {
         unsafe {
             _mm256_storeu_si256(to.cast(), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(self.0)));
         }
+    }
+}
+
+impl Narrow for Avx512 {
+    #[inline(always)]
+    unsafe fn store_bfloat16(self, to: *mut u16) {
+        // SAFETY: the caller has AVX-512 with BF16 and gives room for sixteen values.
+        unsafe { to.cast::<__m256bh>().write_unaligned(_mm512_cvtneps_pbh(self.0)) }
     }
 }
 

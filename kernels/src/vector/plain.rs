@@ -1,7 +1,7 @@
 //! Sixteen lanes as an array. Multiplies and adds round separately: a fused
 //! multiply-add without the instruction is a slow library call.
 
-use super::{Int16, LANES, Pairs, Vector};
+use super::{Int16, LANES, Narrow, Pairs, Vector};
 use crate::bfloat16;
 
 /// Sixteen lanes of portable Rust.
@@ -160,6 +160,15 @@ impl Pairs<Int16> for Plain {
     #[inline(always)]
     unsafe fn store_rounded(self, to: *mut u16) {
         let rounded = self.0.map(|lane| lane.round_ties_even() as i16 as u16);
+        // SAFETY: the caller gives room for sixteen values; the write is unaligned.
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(rounded) }
+    }
+}
+
+impl Narrow for Plain {
+    #[inline(always)]
+    unsafe fn store_bfloat16(self, to: *mut u16) {
+        let rounded = self.0.map(bfloat16::to_bits);
         // SAFETY: the caller gives room for sixteen values; the write is unaligned.
         unsafe { to.cast::<[u16; LANES]>().write_unaligned(rounded) }
     }

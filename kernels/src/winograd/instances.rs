@@ -1,9 +1,9 @@
 //! The kernels of each instruction set.
 
-use super::Precision;
 use super::half::{self, RoundInputs, RoundWeights, round_inputs, round_weights};
 use super::product::{Product, product};
 use super::transform::{Input, Output, Weights, input, output, weights};
+use crate::convolution::Precision;
 use crate::isa::{Isa, Kind};
 use crate::layout::CHANNEL_BLOCK;
 #[cfg(any(test, target_arch = "aarch64"))]
@@ -16,8 +16,8 @@ use crate::vector::plain::Plain;
 use crate::vector::{avx2::Avx2, avx512::Avx512};
 
 /// The stages of one instruction set.
-pub(super) struct Kernels {
-    pub(super) name: &'static str,
+pub(crate) struct Kernels {
+    pub(crate) name: &'static str,
     /// Blocks of output channels of a panel.
     pub(super) vectors: usize,
     /// What rounds transformed weights and inputs to pairs, if they are.
@@ -84,19 +84,21 @@ impl Kernels {
 
 /// The plain twin of products in float16.
 #[cfg(test)]
-pub(super) static TWIN: &Kernels = &plain_float16::KERNELS;
+pub(crate) static TWIN: &Kernels = &plain_float16::KERNELS;
 
-/// The kernels for `isa`; half as wide ones are the plain ones where [`Isa::has_half`] says no.
-pub(super) fn of(isa: Isa, precision: Precision) -> &'static Kernels {
-    match (precision, isa.kind()) {
-        #[cfg(target_arch = "x86_64")]
-        (Precision::Half, Kind::Avx2) => &avx2_half::KERNELS,
-        #[cfg(target_arch = "x86_64")]
-        (Precision::Half, Kind::Vnni | Kind::Amx) => &avx512_half::KERNELS,
-        #[cfg(target_arch = "aarch64")]
-        (Precision::Half, Kind::NeonHalf) => &neon_half::KERNELS,
-        (Precision::Half, _) => &plain_half::KERNELS,
-        (Precision::Single, kind) => single(kind),
+impl Kernels {
+    /// The kernels for `isa`; half as wide ones are the plain ones where [`Isa::has_half`] says no.
+    pub(crate) fn of(isa: Isa, precision: Precision) -> &'static Kernels {
+        match (precision, isa.kind()) {
+            #[cfg(target_arch = "x86_64")]
+            (Precision::Half, Kind::Avx2) => &avx2_half::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            (Precision::Half, Kind::Vnni | Kind::Amx) => &avx512_half::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            (Precision::Half, Kind::NeonHalf) => &neon_half::KERNELS,
+            (Precision::Half, _) => &plain_half::KERNELS,
+            (Precision::Single, kind) => single(kind),
+        }
     }
 }
 

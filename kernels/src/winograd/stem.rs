@@ -1,28 +1,19 @@
-//! The first two convolutions of a network together: rows of the first one's output are
-//! made where the second one is about to read them, and never travel to memory.
+//! Rows of a network's first convolution are made where the second one is about to read them.
 
-use super::{Conv3x3, Fuse, Parts, Plan, Run, check_length, from_first_line, share};
+use super::{Job, Plan, Run, Winograd};
 use crate::direct::Direct3x3;
 use crate::layout::{CHANNEL_BLOCK, blocked_len};
-use crate::parallel::Parallel;
+use crate::parallel::{Parallel, Parts, share};
 
 /// Rows of tiles that are made from one strip of the first convolution. Two rows of
 /// each strip are computed twice, at its upper and lower edge.
 const STRIP: usize = 2;
 
-impl Conv3x3 {
-    /// How many elements of scratch memory [`Conv3x3::run_after`] needs for an image of
-    /// this size on as many threads.
-    pub fn scratch_len_after(
-        &self,
-        first: &Direct3x3,
-        height: usize,
-        width: usize,
-        threads: usize,
-    ) -> usize {
+impl Winograd {
+    /// Elements of scratch memory that [`Winograd::run_after`] needs, from a cache line on.
+    pub(crate) fn scratch_len_after(&self, height: usize, width: usize, threads: usize) -> usize {
         let plan = Plan::with(self, height, width, threads, false);
-        let bordered = first.bordered_len(height, width).next_multiple_of(CHANNEL_BLOCK);
-        plan.scratch + bordered + threads.max(1) * self.strip_len(width) + CHANNEL_BLOCK
+        plan.scratch + threads.max(1) * self.strip_len(width)
     }
 
     /// Elements of the strip of each thread.
@@ -30,60 +21,20 @@ impl Conv3x3 {
         blocked_len(self.in_channels, STRIP * self.tile.side() + 2, width)
     }
 
-    /// `first`, ReLU, then this convolution: the same as [`Direct3x3::run`] and
-    /// [`Conv3x3::run`], without the activation between them.
-    ///
-    /// `input` is planar, `[first's in_channels, height, width]`; `output` as in
-    /// [`Conv3x3::run`].
-    ///
-    /// # Panics
-    ///
-    /// If the convolutions do not fit each other, `input` or `output` has another
-    /// length, or `scratch` is shorter than [`Conv3x3::scratch_len_after`] has it.
-    #[expect(clippy::too_many_arguments, reason = "five of them are one tensor each")]
-    pub fn run_after(
+    /// [`Winograd::run`] on what `first` and ReLU make of its input with a border.
+    pub(crate) fn run_after(
         &self,
+        job: &Job<'_>,
         first: &Direct3x3,
         parallel: &dyn Parallel,
-        input: &[f32],
-        height: usize,
-        width: usize,
-        output: &mut [f32],
-        fuse: Fuse,
+        bordered: &[f32],
         scratch: &mut [f32],
     ) {
-        assert!(
-            first.out_channels() == self.in_channels,
-            "Conv3x3: {} channels come, {} are taken",
-            first.out_channels(),
-            self.in_channels
-        );
-        let (out_height, out_width) =
-            if fuse.pool { (height / 2, width / 2) } else { (height, width) };
-        check_length("input", input.len(), first.in_channels() * height * width);
-        check_length("output", output.len(), blocked_len(self.out_channels, out_height, out_width));
-        let threads = parallel.threads().max(1);
-        let needed = self.scratch_len_after(first, height, width, threads);
-        assert!(
-            scratch.len() >= needed,
-            "Conv3x3: scratch of {} elements where {needed} are needed",
-            scratch.len()
-        );
-        let plan = Plan::with(self, height, width, threads, false);
-        let scratch = from_first_line(scratch);
-        let (scratch, rest) = scratch.split_at_mut(plan.scratch);
-        let (strips, bordered) = rest.split_at_mut(threads * self.strip_len(width));
-        first.add_border(input, height, width, bordered);
-        let (bordered, strips) = (&*bordered, Parts::new(strips));
-        let run = Run {
-            conv: self,
-            plan: &plan,
-            height,
-            width,
-            output: Parts::new(output),
-            fuse,
-            scratch: Parts::new(scratch),
-        };
+        let Job { height, width, .. } = *job;
+        let plan = Plan::with(self, height, width, parallel.threads(), false);
+        let (scratch, strips) = scratch.split_at_mut(plan.scratch);
+        let strips = Parts::new(strips);
+        let run = Run { conv: self, plan: &plan, job, scratch: Parts::new(scratch) };
         let side = self.tile.side();
         let (strip_rows, strip_len) = (STRIP * side + 2, self.strip_len(width));
         let (inputs, products) = run.scratch_parts();

@@ -6,8 +6,8 @@
 //! the other points' linear factors as rows of `B^T` (Lavin and Gray 2016; Barabasz et
 //! al. 2020), every choice of a and b costs the same here.
 
-use super::Fuse;
 use crate::aligned::Line;
+use crate::convolution::Fuse;
 use crate::vector::{LANES, Vector};
 
 /// The largest side of a tile's inputs.

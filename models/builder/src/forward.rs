@@ -4,8 +4,9 @@
 //! at. The only user of crate vggd-kernels besides fine-tuning.
 
 use vggd::model::Engine;
+use vggd_kernels::convolution::Algorithm;
 use vggd_kernels::layout::{CHANNEL_BLOCK, blocked_len, unblock};
-use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Tile};
+use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Precision};
 
 use crate::network::{Layer, Network};
 use crate::regression::times_transposed;
@@ -111,7 +112,7 @@ pub struct Convolution {
 
 enum Kernel {
     Image(Direct3x3),
-    Winograd(Conv3x3),
+    Blocked(Conv3x3),
 }
 
 /// What of a convolution is wanted.
@@ -132,8 +133,8 @@ impl Convolution {
         let kernel = if index == 0 {
             Kernel::Image(Direct3x3::new(engine.isa(), outputs, inputs, &weight, &bias))
         } else {
-            let tile = Tile::choose(side, side);
-            Kernel::Winograd(Conv3x3::new(engine.isa(), tile, outputs, inputs, &weight, &bias))
+            let algorithm = Algorithm::choose(engine.isa(), Precision::Single, inputs, side, side);
+            Kernel::Blocked(Conv3x3::new(engine.isa(), algorithm, outputs, inputs, &weight, &bias))
         };
         Self { kernel, outputs, pooled: POOLED.contains(&CONVOLUTIONS[index]) }
     }
@@ -152,7 +153,7 @@ impl Convolution {
                 kernel.run(engine, &input.values, side, side, &mut values, relu, &mut scratch);
                 Map { channels: self.outputs, side, values, planar: false }
             }
-            Kernel::Winograd(kernel) => {
+            Kernel::Blocked(kernel) => {
                 let fuse = Fuse { relu, pool: relu && self.pooled };
                 let output = if fuse.pool { side / 2 } else { side };
                 let mut values = vec![0.0; blocked_len(self.outputs, output, output)];

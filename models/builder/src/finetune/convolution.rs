@@ -12,8 +12,9 @@ use std::sync::{Mutex, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use vggd::model::Engine;
+use vggd_kernels::convolution::Algorithm;
 use vggd_kernels::layout::CHANNEL_BLOCK;
-use vggd_kernels::{Conv3x3, Fuse, Parallel, Tile};
+use vggd_kernels::{Conv3x3, Fuse, Parallel, Precision};
 
 use weights::WeightGradient;
 
@@ -231,8 +232,10 @@ impl Maps {
 
     /// The convolution of a stack of these.
     fn kernel(self, engine: &Engine, weight: &[f32], bias: &[f32]) -> Conv3x3 {
-        let tile = Tile::choose(self.rows(), self.width);
-        Conv3x3::new(engine.isa(), tile, bias.len(), self.channels, weight, bias)
+        let (isa, channels) = (engine.isa(), self.channels);
+        let algorithm =
+            Algorithm::choose(isa, Precision::Single, channels, self.rows(), self.width);
+        Conv3x3::new(isa, algorithm, bias.len(), channels, weight, bias)
     }
 }
 
