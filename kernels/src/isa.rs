@@ -138,8 +138,8 @@ impl Isa {
     }
 }
 
-/// Whether the processor has AMX's tiles of bytes and of bfloat16, and Linux lets this process use them, which it must
-/// be asked for because they make what is kept of a thread 8 KiB larger.
+/// Whether the processor has AMX's tiles of bytes and of bfloat16, and Linux lets this process use them,
+/// which it must be asked for because they make what is kept of a thread 8 KiB larger.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn has_tiles() -> bool {
     use std::arch::x86_64::__cpuid_count;
