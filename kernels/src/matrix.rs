@@ -17,6 +17,7 @@
 use std::ops::Range;
 
 use crate::aligned::Aligned;
+use crate::layout::CHANNEL_BLOCK;
 use crate::panels::{Panels, part};
 use crate::parallel::{Parallel, Parts, share};
 use crate::vector::LANES;
@@ -33,7 +34,7 @@ pub(crate) const BLOCK: usize = GROUP * LANES;
 /// Blocks of output channels of a panel. The last one may have one more.
 pub(crate) const VECTORS: usize = 2;
 /// Bytes of input channels that an instruction multiplies in one lane.
-pub(crate) const FOUR: usize = 4;
+const FOUR: usize = 4;
 /// Bytes of a sum.
 const SUM: usize = 4;
 
@@ -74,11 +75,19 @@ pub(crate) struct Sums {
     next_row: usize,
     pub(crate) block: usize,
     /// The first row, and how many; with pooling, both are even.
-    pub(crate) first: usize,
+    first: usize,
     pub(crate) rows: usize,
 }
 
 impl Sums {
+    /// Where the outputs of these rows lie in blocks of an image of this height and width, and how many
+    /// elements they are.
+    pub(crate) fn outputs(&self, height: usize, width: usize, pool: bool) -> (usize, usize) {
+        let side = if pool { 2 } else { 1 };
+        let row = width / side * CHANNEL_BLOCK;
+        ((self.block * (height / side) + self.first / side) * row, self.rows / side * row)
+    }
+
     /// Sixteen of one pixel, the row being counted from the first.
     #[inline(always)]
     pub(crate) fn at(&self, row: usize, pixel: usize) -> *const u8 {
@@ -337,25 +346,26 @@ fn groups(in_blocks: usize, block_bytes: usize) -> usize {
     in_blocks.div_ceil(GROUP / block_bytes).max(1)
 }
 
-/// Packs weights for inputs as [`Matrix`] has them. `weights` gives those of a block of output channels
-/// and of four bytes of input channels, by number, for each tap.
-pub(crate) fn pack(
+/// Packs `weights` (`[out_channels, in_channels, 3, 3]`, OIHW) as [`Matrix`] has them, each as `bytes` of it.
+pub(crate) fn pack<W: Copy, const BYTES: usize>(
     panels: Panels,
-    out_blocks: usize,
-    (in_blocks, block_bytes): (usize, usize),
-    weights: &dyn Fn(usize, usize) -> [[[u8; FOUR]; LANES]; 9],
+    in_channels: usize,
+    weights: &[W],
+    bytes: impl Fn(W) -> [u8; BYTES],
 ) -> Aligned<u8> {
-    let groups = groups(in_blocks, block_bytes);
+    let groups = groups(in_channels.div_ceil(CHANNEL_BLOCK), CHANNEL_BLOCK * BYTES);
     let mut packed = Aligned::zeroed_bytes(panels.blocks() * groups * 9 * BLOCK);
-    for block in 0..out_blocks {
+    let to = packed.as_mut_slice();
+    for (channel, filter) in weights.chunks_exact((in_channels * 9).max(1)).enumerate() {
+        let (block, lane) = (channel / LANES, channel % LANES);
         let panel = panels.of(block);
         let (first, vectors) = (panels.first(panel), panels.vectors(panel));
-        for number in 0..in_blocks * block_bytes / FOUR {
-            let (group, row) = (number / (GROUP / FOUR), number % (GROUP / FOUR));
-            for (tap, line) in weights(block, number).iter().enumerate() {
+        for (channel, kernel) in filter.as_chunks::<9>().0.iter().enumerate() {
+            let (group, byte) = (channel * BYTES / GROUP, channel * BYTES % GROUP);
+            let within = (byte / FOUR * LANES + lane) * FOUR + byte % FOUR;
+            for (tap, weight) in kernel.iter().enumerate() {
                 let before = first * groups * 9 + (group * 9 + tap) * vectors + block - first;
-                let at = before * BLOCK + row * LANES * FOUR;
-                packed.as_mut_slice()[at..at + LANES * FOUR].copy_from_slice(line.as_flattened());
+                to[before * BLOCK + within..][..BYTES].copy_from_slice(&bytes(*weight));
             }
         }
     }

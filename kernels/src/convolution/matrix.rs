@@ -7,7 +7,7 @@ use crate::bfloat16;
 use crate::direct::Direct3x3;
 use crate::isa::Isa;
 use crate::layout::CHANNEL_BLOCK;
-use crate::matrix::{self, BLOCK, FOUR, GROUP, Product, Sums, TILE, VECTORS};
+use crate::matrix::{self, BLOCK, GROUP, Product, Sums, TILE, VECTORS};
 use crate::panels::Panels;
 use crate::parallel::{Parallel, Parts};
 #[cfg(target_arch = "x86_64")]
@@ -53,24 +53,11 @@ impl Matrix {
         weights: &[f32],
         bias: &[f32],
     ) -> Matrix {
-        let pack = |block: usize, pair: usize| {
-            let mut taps = [[[0; FOUR]; LANES]; 9];
-            let filters = &weights[block * LANES * in_channels * 9..];
-            for (lane, filter) in filters.chunks_exact(in_channels * 9).take(LANES).enumerate() {
-                let kernels = filter.as_chunks::<9>().0.iter().skip(2 * pair).take(2);
-                for (i, kernel) in kernels.enumerate() {
-                    for (tap, weight) in taps.iter_mut().zip(kernel) {
-                        let bytes = bfloat16::to_bits(*weight).to_ne_bytes();
-                        tap[lane][2 * i..][..2].copy_from_slice(&bytes);
-                    }
-                }
-            }
-            taps
-        };
         let panels = Panels::new(bias.len(), VECTORS);
         let (in_blocks, out_blocks) =
             (in_channels.div_ceil(CHANNEL_BLOCK), bias.len().div_ceil(CHANNEL_BLOCK));
-        let weights = matrix::pack(panels, out_blocks, (in_blocks, BLOCK_BYTES), &pack);
+        let bytes = |weight| bfloat16::to_bits(weight).to_ne_bytes();
+        let weights = matrix::pack(panels, in_channels, weights, bytes);
         let mut padded = Aligned::zeroed(panels.blocks() * CHANNEL_BLOCK);
         padded.as_mut_slice()[..bias.len()].copy_from_slice(bias);
         Matrix { kernels, panels, in_blocks, out_blocks, weights, bias: padded }
@@ -181,9 +168,7 @@ impl Matrix {
 
     /// Outputs of sums.
     fn store(&self, job: &Job<'_>, sums: &Sums) {
-        let side = if job.fuse.pool { 2 } else { 1 };
-        let (height, row) = (job.height / side, job.width / side * CHANNEL_BLOCK);
-        let (first, rows) = (sums.first / side, sums.rows / side);
+        let (first, length) = sums.outputs(job.height, job.width, job.fuse.pool);
         // SAFETY: these rows are stored once, and their sums are there; the kernels are for this
         // machine.
         unsafe {
@@ -193,7 +178,7 @@ impl Matrix {
                 width: job.width,
                 relu: job.fuse.relu,
                 pool: job.fuse.pool,
-                to: job.output.at((sums.block * height + first) * row, rows * row),
+                to: job.output.at(first, length),
             });
         }
     }

@@ -4,7 +4,7 @@ use super::{Job, Parameters, QConv3x3};
 use crate::aligned::{Aligned, from_first_line};
 use crate::integer::Sums as Integers;
 use crate::layout::CHANNEL_BLOCK;
-use crate::matrix::{self, BLOCK, FOUR, GROUP, Kernels, Product, Sums, TILE, nothing};
+use crate::matrix::{self, BLOCK, GROUP, Kernels, Product, Sums, TILE, nothing};
 use crate::panels::Panels;
 use crate::parallel::Parts;
 use crate::vector::LANES;
@@ -27,23 +27,9 @@ pub(super) struct MatrixKernels {
 
 impl Matrix {
     pub(super) fn new(panels: Panels, parameters: &Parameters<'_>) -> Matrix {
-        let Parameters { out_channels, in_channels, weights, zero, .. } = *parameters;
-        let blocks = (in_channels.div_ceil(CHANNEL_BLOCK), CHANNEL_BLOCK);
-        let pack = |block: usize, four: usize| {
-            let mut taps = [[[0; FOUR]; LANES]; 9];
-            let filters = &weights[block * LANES * in_channels * 9..];
-            for (lane, filter) in filters.chunks_exact(in_channels * 9).take(LANES).enumerate() {
-                let kernels = filter.as_chunks::<9>().0.iter().skip(four * FOUR).take(FOUR);
-                for (i, kernel) in kernels.enumerate() {
-                    for (tap, weight) in taps.iter_mut().zip(kernel) {
-                        tap[lane][i] = weight.cast_unsigned();
-                    }
-                }
-            }
-            taps
-        };
-        let out_blocks = out_channels.div_ceil(CHANNEL_BLOCK);
-        Matrix { weights: matrix::pack(panels, out_blocks, blocks, &pack), zero }
+        let Parameters { in_channels, weights, zero, .. } = *parameters;
+        let bytes = |weight: i8| [weight.cast_unsigned()];
+        Matrix { weights: matrix::pack(panels, in_channels, weights, bytes), zero }
     }
 
     /// Bytes, from a cache line on.
@@ -73,9 +59,7 @@ impl Matrix {
         };
         let output = Parts::new(output);
         let store = |sums: &Sums| {
-            let side = if pool { 2 } else { 1 };
-            let (height, row) = (height / side, width / side * CHANNEL_BLOCK);
-            let (first, rows) = (sums.first / side, sums.rows / side);
+            let (first, length) = sums.outputs(height, width, pool);
             // SAFETY: these rows are stored once, and their sums are there; the kernels are for this
             // machine.
             unsafe {
@@ -85,7 +69,7 @@ impl Matrix {
                     scales: conv.scales(sums.block * LANES),
                     width,
                     pool,
-                    to: output.at((sums.block * height + first) * row, rows * row),
+                    to: output.at(first, length),
                 });
             }
         };
