@@ -45,22 +45,34 @@ unsafe fn end() {
     unsafe { asm!("tilerelease", options(nostack, nomem)) }
 }
 
+/// A load of a register, so many bytes after place `x` in a row of inputs or weights, which are so many
+/// bytes apart.
+macro_rules! load {
+    ($register:literal, $from:literal, $x:literal, $apart:literal, $after:literal) => {
+        concat!(
+            "tileloadd ",
+            $register,
+            ", [{",
+            $from,
+            "} + 1 * {row} + ",
+            $x,
+            " * ",
+            $apart,
+            " + ",
+            $after,
+            "]\n",
+        )
+    };
+}
+
 /// One tap of two tiles by two blocks, of which `x` is the place in its row.
 macro_rules! two_tiles_by_two {
     ($multiply:literal, $x:literal) => {
         concat!(
-            "tileloadd tmm4, [{inputs} + 1 * {row} + ",
-            $x,
-            " * 64]\n",
-            "tileloadd tmm6, [{weights} + 1 * {row} + ",
-            $x,
-            " * 2048]\n",
-            "tileloadd tmm7, [{weights} + 1 * {row} + ",
-            $x,
-            " * 2048 + 1024]\n",
-            "tileloadd tmm5, [{inputs} + 1 * {row} + ",
-            $x,
-            " * 64 + 1024]\n",
+            load!("tmm4", "inputs", $x, 64, 0),
+            load!("tmm6", "weights", $x, 2048, 0),
+            load!("tmm7", "weights", $x, 2048, 1024),
+            load!("tmm5", "inputs", $x, 64, 1024),
             $multiply,
             " tmm0, tmm4, tmm6\n",
             $multiply,
@@ -77,15 +89,9 @@ macro_rules! two_tiles_by_two {
 macro_rules! tile_by_two {
     ($multiply:literal, $x:literal) => {
         concat!(
-            "tileloadd tmm4, [{inputs} + 1 * {row} + ",
-            $x,
-            " * 64]\n",
-            "tileloadd tmm6, [{weights} + 1 * {row} + ",
-            $x,
-            " * 2048]\n",
-            "tileloadd tmm7, [{weights} + 1 * {row} + ",
-            $x,
-            " * 2048 + 1024]\n",
+            load!("tmm4", "inputs", $x, 64, 0),
+            load!("tmm6", "weights", $x, 2048, 0),
+            load!("tmm7", "weights", $x, 2048, 1024),
             $multiply,
             " tmm0, tmm4, tmm6\n",
             $multiply,
@@ -98,18 +104,10 @@ macro_rules! tile_by_two {
 macro_rules! tile_by_three {
     ($multiply:literal, $x:literal) => {
         concat!(
-            "tileloadd tmm4, [{inputs} + 1 * {row} + ",
-            $x,
-            " * 64]\n",
-            "tileloadd tmm5, [{weights} + 1 * {row} + ",
-            $x,
-            " * 3072]\n",
-            "tileloadd tmm6, [{weights} + 1 * {row} + ",
-            $x,
-            " * 3072 + 1024]\n",
-            "tileloadd tmm7, [{weights} + 1 * {row} + ",
-            $x,
-            " * 3072 + 2048]\n",
+            load!("tmm4", "inputs", $x, 64, 0),
+            load!("tmm5", "weights", $x, 3072, 0),
+            load!("tmm6", "weights", $x, 3072, 1024),
+            load!("tmm7", "weights", $x, 3072, 2048),
             $multiply,
             " tmm0, tmm4, tmm5\n",
             $multiply,
