@@ -123,4 +123,24 @@ pub(crate) trait Dot: Copy {
     unsafe fn inputs(from: *const Self::Input) -> Self::Inputs;
     /// Lane by lane `sums` plus the products of a step.
     fn add_to(self, sums: Self::Sums, inputs: Self::Inputs) -> Self::Sums;
+
+    /// The same for `T` pixels whose inputs lie side by side, each times `P` vectors of weights.
+    ///
+    /// # Safety
+    ///
+    /// Elements for one step of `T` pixels at `from`.
+    #[inline(always)]
+    unsafe fn add_pixels<const P: usize, const T: usize>(
+        weights: &[Self; P],
+        sums: &mut [[Self::Sums; P]; T],
+        from: *const Self::Input,
+    ) {
+        for (pixel, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's, and the weights prove the instruction set.
+            let inputs = unsafe { Self::inputs(from.add(pixel * Self::GROUP)) };
+            for (sum, weights) in sums.iter_mut().zip(weights) {
+                *sum = weights.add_to(*sum, inputs);
+            }
+        }
+    }
 }

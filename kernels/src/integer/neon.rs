@@ -196,10 +196,36 @@ impl Dot for NeonLong {
 }
 
 /// `sdot`: four signed bytes times four. By assembly, because its intrinsic is not stable; inputs
-/// are unsigned and stored as 128 less. It takes them from the first element of a register, which to
-/// load is one step less than all of one.
+/// are unsigned and stored as 128 less. It takes them from one element of a register, so that one load
+/// is enough for four pixels.
 #[derive(Clone, Copy)]
 pub(crate) struct NeonQuads([int8x16_t; 4]);
+
+impl NeonQuads {
+    /// Adds to `sums` the products of `weights` with element `LANE` of `inputs`.
+    #[inline(always)]
+    fn add_lane<const P: usize, const LANE: usize>(
+        weights: &[Self; P],
+        sums: &mut [NeonSums; P],
+        inputs: int8x16_t,
+    ) {
+        for (sums, weights) in sums.iter_mut().zip(weights) {
+            for (sum, weights) in sums.0.iter_mut().zip(weights.0) {
+                // SAFETY: the value proves SDOT, which reads and writes these registers only.
+                unsafe {
+                    std::arch::asm!(
+                        "sdot {sum:v}.4s, {weights:v}.16b, {inputs:v}.4b[{lane}]",
+                        sum = inout(vreg) *sum,
+                        weights = in(vreg) weights,
+                        inputs = in(vreg) inputs,
+                        lane = const LANE,
+                        options(pure, nomem, nostack, preserves_flags)
+                    );
+                }
+            }
+        }
+    }
+}
 
 impl Dot for NeonQuads {
     const GROUP: usize = 4;
@@ -232,19 +258,51 @@ impl Dot for NeonQuads {
     }
 
     #[inline(always)]
-    fn add_to(self, mut sums: NeonSums, inputs: int8x16_t) -> NeonSums {
-        for (sum, weights) in sums.0.iter_mut().zip(self.0) {
-            // SAFETY: the value proves SDOT, which reads and writes these registers only.
-            unsafe {
-                std::arch::asm!(
-                    "sdot {sum:v}.4s, {weights:v}.16b, {inputs:v}.4b[0]",
-                    sum = inout(vreg) *sum,
-                    weights = in(vreg) weights,
-                    inputs = in(vreg) inputs,
-                    options(pure, nomem, nostack, preserves_flags)
-                );
+    fn add_to(self, sums: NeonSums, inputs: int8x16_t) -> NeonSums {
+        let mut sums = [sums];
+        Self::add_lane::<1, 0>(&[self], &mut sums, inputs);
+        sums[0]
+    }
+
+    #[inline(always)]
+    unsafe fn add_pixels<const P: usize, const T: usize>(
+        weights: &[Self; P],
+        sums: &mut [[NeonSums; P]; T],
+        from: *const i8,
+    ) {
+        let four = |pixel: usize| {
+            // SAFETY: the weights prove NEON, and the caller has four values for each pixel.
+            unsafe { vld1q_s8(from.add(4 * pixel)) }
+        };
+        let (quads, rest) = sums.as_chunks_mut::<4>();
+        for (quad, [a, b, c, d]) in quads.iter_mut().enumerate() {
+            let inputs = four(4 * quad);
+            Self::add_lane::<P, 0>(weights, a, inputs);
+            Self::add_lane::<P, 1>(weights, b, inputs);
+            Self::add_lane::<P, 2>(weights, c, inputs);
+            Self::add_lane::<P, 3>(weights, d, inputs);
+        }
+        // Those that are left end the last four pixels.
+        match rest {
+            [a, b, c] if T > 4 => {
+                let inputs = four(T - 4);
+                Self::add_lane::<P, 1>(weights, a, inputs);
+                Self::add_lane::<P, 2>(weights, b, inputs);
+                Self::add_lane::<P, 3>(weights, c, inputs);
+            }
+            [a, b] if T > 4 => {
+                let inputs = four(T - 4);
+                Self::add_lane::<P, 2>(weights, a, inputs);
+                Self::add_lane::<P, 3>(weights, b, inputs);
+            }
+            [a] if T > 4 => Self::add_lane::<P, 3>(weights, a, four(T - 4)),
+            few => {
+                for (pixel, sums) in few.iter_mut().enumerate() {
+                    // SAFETY: as for four pixels.
+                    let inputs = unsafe { Self::inputs(from.add(4 * pixel)) };
+                    Self::add_lane::<P, 0>(weights, sums, inputs);
+                }
             }
         }
-        sums
     }
 }

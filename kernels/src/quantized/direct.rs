@@ -199,11 +199,12 @@ impl Direct {
             bias: conv.bias(first * CHANNEL_BLOCK),
             scales: conv.scales(first * CHANNEL_BLOCK),
             from: inputs.wrapping_add(y * (width + 2) * pixel),
-            taps: groups * 9,
+            groups,
+            row_taps: 3,
             ahead: self.weights.as_ptr().wrapping_add(ahead * block_len + panel_len * y / height),
             ahead_step: panel_len / (groups * 9 * height).max(1),
-            next_row: width * direct.group,
-            next_group: (height * (width + 2) - 2) * direct.group,
+            next_row: (width - 1) * direct.group,
+            next_group: (height - 1) * (width + 2) * direct.group,
             to: [std::ptr::null_mut(); 3],
         };
         for (vector, place) in pixels.to.iter_mut().enumerate().take(blocks_of(conv, panel)) {
@@ -308,14 +309,15 @@ pub(super) struct Pixels {
     scales: *const f32,
     /// The upper left input of the first pixel.
     from: *const u8,
-    /// Nine for each group of input channels. One loop over all of them, because a compiler that
-    /// sees the taps of a row side by side keeps too much in registers.
-    taps: usize,
+    groups: usize,
+    /// Three, of which no compiler may know: one that sees the taps of a row side by side keeps too
+    /// much in registers.
+    row_taps: usize,
     /// The weights to ask for meanwhile, because the next panel needs them, and bytes for a tap.
     ahead: *const u8,
     ahead_step: usize,
-    /// Elements from the last tap of a row to the first of the next one, and from the last tap
-    /// of a group to the first of the next one.
+    /// Elements from behind the last tap of a row to the first of the next one, and from behind the
+    /// last row of a group to the first of the next one.
     next_row: usize,
     next_group: usize,
     /// The first pixel of each block of the panel, null where no block is left.
@@ -339,28 +341,24 @@ pub(super) unsafe fn pixels<D: Dot, const P: usize, const T: usize>(job: &Pixels
             }
         }
         let mut weights = job.weights.cast::<D::Weight>();
-        let (mut inputs, mut tap) = (job.from.cast::<D::Input>(), 0);
+        let mut inputs = job.from.cast::<D::Input>();
         let mut ahead = job.ahead;
-        for _ in 0..job.taps {
-            D::Sums::prefetch(ahead.cast());
-            ahead = ahead.wrapping_add(job.ahead_step);
-            let mut taps = [D::weights(weights); P];
-            for (vector, tap) in taps.iter_mut().enumerate() {
-                *tap = D::weights(weights.add(vector * LANES * D::GROUP));
-            }
-            for (pixel, sums) in sums.iter_mut().enumerate() {
-                let inputs = D::inputs(inputs.add(pixel * D::GROUP));
-                for (sum, tap) in sums.iter_mut().zip(&taps) {
-                    *sum = tap.add_to(*sum, inputs);
+        for _ in 0..job.groups {
+            for _ in 0..3 {
+                for _ in 0..job.row_taps {
+                    D::Sums::prefetch(ahead.cast());
+                    ahead = ahead.wrapping_add(job.ahead_step);
+                    let mut taps = [D::weights(weights); P];
+                    for (vector, tap) in taps.iter_mut().enumerate() {
+                        *tap = D::weights(weights.add(vector * LANES * D::GROUP));
+                    }
+                    D::add_pixels(&taps, &mut sums, inputs);
+                    weights = weights.add(P * LANES * D::GROUP);
+                    inputs = inputs.wrapping_add(D::GROUP);
                 }
+                inputs = inputs.wrapping_add(job.next_row);
             }
-            weights = weights.add(P * LANES * D::GROUP);
-            tap = if tap == 8 { 0 } else { tap + 1 };
-            inputs = inputs.wrapping_add(match tap {
-                0 => job.next_group,
-                3 | 6 => job.next_row,
-                _ => D::GROUP,
-            });
+            inputs = inputs.wrapping_add(job.next_group);
         }
         for vector in 0..P {
             if job.to[vector].is_null() {
