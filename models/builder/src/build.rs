@@ -474,6 +474,14 @@ impl<'a> Workshop<'a> {
         Some(set.directory.join(&float.graph))
     }
 
+    /// What lies at `path`. The base is mapped once, for each mapping counts as memory.
+    fn open(&self, path: &Path) -> Result<Source, SourceError> {
+        match path == self.base.path {
+            true => Ok(self.base.source.clone()),
+            false => Source::open(path),
+        }
+    }
+
     /// Makes the networks of a variant that are not there yet.
     fn make(&self, planned: &Planned<'_>, progress: &mut dyn Progress) -> Result<(), BuildError> {
         for (change, pair) in planned.step.changes.iter().zip(planned.networks.windows(2)) {
@@ -481,7 +489,7 @@ impl<'a> Workshop<'a> {
                 continue;
             }
             let path = self.find(pair[0]).expect("made before");
-            let source = Source::open(&path)?;
+            let source = self.open(&path)?;
             let network = Network::read(&source).map_err(network_error(&path))?;
             let photos =
                 self.photos.ok_or_else(|| BuildError::NoPhotos(planned.step.name.clone()))?;
@@ -562,8 +570,7 @@ impl<'a> Workshop<'a> {
                 paths.push((digest, self.find(digest).expect("made before")));
             }
         }
-        let sources =
-            paths.iter().map(|path| Source::open(&path.1)).collect::<Result<Vec<_>, _>>()?;
+        let sources = paths.iter().map(|path| self.open(&path.1)).collect::<Result<Vec<_>, _>>()?;
         let networks = (sources.iter().zip(&paths))
             .map(|(source, path)| Network::read(source).map_err(network_error(&path.1)))
             .collect::<Result<Vec<_>, _>>()?;

@@ -41,8 +41,8 @@ use crate::tensor::{Stored, Tensor};
 /// attribute; torch does not store it, and its default is 1e-5.
 pub const EPSILON: &str = "eps";
 
-/// An open file of named tensors.
-#[derive(Debug)]
+/// An open file of named tensors. A clone has the same mapping.
+#[derive(Clone, Debug)]
 pub struct Source {
     entries: Entries,
 }
@@ -51,7 +51,7 @@ pub struct Source {
 type Entries = BTreeMap<String, Entry>;
 
 /// Where a tensor is, and how it is stored there.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     /// What the file calls it.
     called: String,
