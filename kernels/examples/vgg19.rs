@@ -5,7 +5,8 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 use vggd_kernels::convolution::Algorithm;
-use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Isa, Parallel, Precision, layout};
+use vggd_kernels::pool::{Caller, Pool};
+use vggd_kernels::{Conv3x3, Direct3x3, Fuse, Isa, Precision, layout};
 
 /// Output channels, side, whether a max-pool follows.
 const LAYERS: [(usize, usize, bool); 16] = [
@@ -28,23 +29,6 @@ const LAYERS: [(usize, usize, bool); 16] = [
 ];
 const REPEATS: usize = 30;
 
-struct Threads(usize);
-
-impl Parallel for Threads {
-    fn threads(&self) -> usize {
-        self.0
-    }
-
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        std::thread::scope(|scope| {
-            for number in 1..tasks {
-                scope.spawn(move || task(number));
-            }
-            task(0);
-        });
-    }
-}
-
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let threads = arguments.next().map_or(1, |n| n.parse().expect("a number of threads"));
@@ -61,7 +45,7 @@ fn main() {
             *width = text.parse().expect("a number of channels");
         }
     }
-    let parallel = Threads(threads);
+    let parallel = Pool::new(threads, Caller::Works, |_| {});
     let mut layers = Vec::new();
     for (pair, (_, side, pool)) in widths.windows(2).zip(&LAYERS[1..]) {
         layers.push((pair[0], pair[1], *side, *pool));

@@ -5,8 +5,9 @@
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
+use vggd_kernels::pool::{Caller, Pool};
 use vggd_kernels::quantized::{Algorithm, Parameters, QConv3x3};
-use vggd_kernels::{Isa, Parallel, layout};
+use vggd_kernels::{Isa, layout};
 
 /// Input channels, output channels, side, whether a max-pool follows, and how often.
 const LAYERS: [(usize, usize, usize, bool, u32); 13] = [
@@ -27,30 +28,13 @@ const LAYERS: [(usize, usize, usize, bool, u32); 13] = [
 const ALGORITHMS: [Algorithm; 3] = [Algorithm::Direct, Algorithm::Winograd, Algorithm::Matrix];
 const REPEATS: usize = 30;
 
-struct Threads(usize);
-
-impl Parallel for Threads {
-    fn threads(&self) -> usize {
-        self.0
-    }
-
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        std::thread::scope(|scope| {
-            for number in 1..tasks {
-                scope.spawn(move || task(number));
-            }
-            task(0);
-        });
-    }
-}
-
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let threads = arguments.next().map_or(1, |n| n.parse().expect("a number of threads"));
     let isa = arguments.next().map_or(Isa::detect(), |name| {
         Isa::by_name(&name).expect("an instruction set of this machine")
     });
-    let parallel = Threads(threads);
+    let parallel = Pool::new(threads, Caller::Works, |_| {});
     let weights: Vec<i8> = (0..512 * 512 * 9).map(|index| (index % 251) as i8).collect();
     let (bias, scales) = ([0; 512], [1e-4; 512]);
     let parameters = |o: usize, i: usize| Parameters {

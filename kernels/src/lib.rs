@@ -1,5 +1,5 @@
-//! The arithmetic of vggd: slices in, slices out; no files, no graph, no threads of
-//! its own.
+//! The arithmetic of vggd: slices in, slices out; no files, no graph, and only the threads that
+//! the caller brings.
 //!
 //! In the order a frame flows:
 //!
@@ -12,7 +12,7 @@
 //! Underneath:
 //!
 //! - [`layout`]: where an activation lies.
-//! - [`parallel`]: how a kernel gets the caller's threads.
+//! - [`parallel`]: how a kernel gets the caller's threads; [`pool`]: threads that a caller may have.
 //! - `winograd`: 3x3 convolutions with fewer multiplications.
 //! - `matrix`: 3x3 convolutions where registers hold whole matrices.
 //! - `panels`: how output channels are cut into what registers hold.
@@ -39,6 +39,8 @@ pub mod layout;
 
 pub mod parallel;
 
+pub mod pool;
+
 pub mod isa;
 
 mod aligned;
@@ -59,5 +61,6 @@ pub use convolution::{Conv3x3, Fuse, Precision};
 pub use direct::Direct3x3;
 pub use isa::Isa;
 pub use parallel::{Parallel, Sequential};
+pub use pool::Pool;
 pub use quantized::QConv3x3;
 pub use winograd::Tile;

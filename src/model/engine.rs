@@ -6,10 +6,10 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use vggd_kernels::convolution::Algorithm;
-use vggd_kernels::{Conv3x3, Isa, Parallel};
+use vggd_kernels::pool::Caller;
+use vggd_kernels::{Conv3x3, Isa, Parallel, Pool};
 
 use super::shared::Shared;
 use super::weights::{Place, Rounded};
@@ -23,7 +23,7 @@ const KERNELS: &str = "VGGD_KERNELS";
 #[derive(Clone)]
 pub struct Engine {
     /// None: the calling thread.
-    pool: Option<Arc<ThreadPool>>,
+    pool: Option<Arc<Pool>>,
     pub(super) isa: Isa,
     precision: Precision,
     /// Nanoseconds spent in layers that are bound by reading weights.
@@ -82,7 +82,7 @@ impl Engine {
 
     /// How many threads run a model.
     pub fn threads(&self) -> usize {
-        self.pool.as_ref().map_or(1, |pool| pool.current_num_threads())
+        self.pool.as_ref().map_or(1, |pool| pool.threads())
     }
 
     /// Time spent so far in layers that are bound by reading weights, the fully connected ones.
@@ -170,18 +170,14 @@ impl Parallel for Engine {
 
     fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         match &self.pool {
-            Some(pool) => pool.scope(|scope| {
-                for index in 0..tasks {
-                    scope.spawn(move |_| task(index));
-                }
-            }),
+            Some(pool) => pool.run(tasks, task),
             None => (0..tasks).for_each(task),
         }
     }
 }
 
 /// As many threads as asked for, or one per core for 0; each stays on a core of its own if `pin`.
-fn pool(threads: usize, pin: bool) -> Option<Arc<ThreadPool>> {
+fn pool(threads: usize, pin: bool) -> Option<Arc<Pool>> {
     let threads = match threads {
         0 => thread::available_parallelism().map_or(1, |cores| cores.get()),
         threads => threads,
@@ -190,6 +186,8 @@ fn pool(threads: usize, pin: bool) -> Option<Arc<ThreadPool>> {
     if threads == 1 && cores.is_empty() {
         return None;
     }
+    // What the calling thread starts would stay on its core as well.
+    let caller = if cores.is_empty() { Caller::Works } else { Caller::Sleeps };
     let start = move |index: usize| {
         if let Some(core) = cores.get(index % cores.len().max(1)) {
             let mut one = CpuSet::new();
@@ -199,12 +197,7 @@ fn pool(threads: usize, pin: bool) -> Option<Arc<ThreadPool>> {
             }
         }
     };
-    let pool = ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|index| format!("vggd-engine-{index}"))
-        .start_handler(start)
-        .build();
-    Some(Arc::new(pool.expect("threads can be started")))
+    Some(Arc::new(Pool::new(threads, caller, start)))
 }
 
 /// The cores that this process may run on.
@@ -224,7 +217,7 @@ fn named(name: &str) -> Result<Isa, ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::{Barrier, Mutex};
 
     use vggd_kernels::Tile;
 
@@ -289,10 +282,11 @@ mod tests {
         let on = |pin| {
             let engine = Engine { pool: pool(here.len(), pin), ..Engine::new(1) };
             let seen: Mutex<Vec<Vec<usize>>> = Mutex::default();
-            match &engine.pool {
-                Some(pool) => drop(pool.broadcast(|_| seen.lock().unwrap().push(cores()))),
-                None => seen.lock().unwrap().push(cores()),
-            }
+            let all = Barrier::new(here.len());
+            engine.run(here.len(), &|_| {
+                seen.lock().unwrap().push(cores());
+                all.wait();
+            });
             let mut seen = seen.into_inner().unwrap();
             seen.sort();
             seen
