@@ -1,6 +1,6 @@
 //! Threads that sleep between frames and are awake within one.
 //!
-//! A network is some fifty pieces of parallel work, one after the other, with microseconds between them:
+//! A network is some thirty pieces of parallel work, one after the other, with microseconds between them:
 //! to wake a thread for each would take longer than some of them. Who has nothing to do looks out for
 //! work for a short time, and only then sleeps. Handing out work allocates nothing.
 
