@@ -352,6 +352,8 @@ impl Samples {
             statistics.add(&x, y);
         }
         let cross = std::mem::replace(&mut statistics.cross, Mat::zeros(0, 0));
+        // What is added up in is as large as the sums, and the factors below are larger.
+        (statistics.batch_gram, statistics.batch_cross) = (Mat::zeros(0, 0), Mat::zeros(0, 0));
         let normal = |ridge| Normal::new(&statistics, (0..self.row - 1).collect(), prior, ridge);
         let linear = |normal: &Normal<'_>| {
             normal.solve(self.outputs, |output, column| cross[(output, column)])
