@@ -90,6 +90,19 @@ impl Pool {
         });
         Self { helpers: helpers.collect(), shared, caller, turn: Mutex::default() }
     }
+
+    /// Gives `work` to the helpers.
+    fn begin(&self, work: Work) -> Piece<'_> {
+        let others = work.tasks - usize::from(self.caller == Caller::Works);
+        let piece = Piece { pool: self, tasks: work.tasks };
+        self.shared.next.store(0, Ordering::Relaxed);
+        *self.shared.state() = State { work: Some(work), ..State::default() };
+        self.shared.pieces.fetch_add(1, Ordering::Release);
+        for helper in self.helpers.iter().take(others) {
+            helper.thread().unpark();
+        }
+        piece
+    }
 }
 
 impl Parallel for Pool {
@@ -118,21 +131,6 @@ impl Parallel for Pool {
         if let Some(panic) = self.shared.state().panic.take() {
             resume_unwind(panic);
         }
-    }
-}
-
-impl Pool {
-    /// Gives `work` to the helpers.
-    fn begin(&self, work: Work) -> Piece<'_> {
-        let others = work.tasks - usize::from(self.caller == Caller::Works);
-        let piece = Piece { pool: self, tasks: work.tasks };
-        self.shared.next.store(0, Ordering::Relaxed);
-        *self.shared.state() = State { work: Some(work), ..State::default() };
-        self.shared.pieces.fetch_add(1, Ordering::Release);
-        for helper in self.helpers.iter().take(others) {
-            helper.thread().unpark();
-        }
-        piece
     }
 }
 
