@@ -45,7 +45,7 @@ fn main() {
             *width = text.parse().expect("a number of channels");
         }
     }
-    let parallel = Pool::new(threads, Caller::Works, |_| {});
+    let parallel = Pool::new("vgg19", threads, Caller::Works, |_| {});
     let mut layers = Vec::new();
     for (pair, (_, side, pool)) in widths.windows(2).zip(&LAYERS[1..]) {
         layers.push((pair[0], pair[1], *side, *pool));

@@ -34,7 +34,7 @@ fn main() {
     let isa = arguments.next().map_or(Isa::detect(), |name| {
         Isa::by_name(&name).expect("an instruction set of this machine")
     });
-    let parallel = Pool::new(threads, Caller::Works, |_| {});
+    let parallel = Pool::new("vgg19", threads, Caller::Works, |_| {});
     let weights: Vec<i8> = (0..512 * 512 * 9).map(|index| (index % 251) as i8).collect();
     let (bias, scales) = ([0; 512], [1e-4; 512]);
     let parameters = |o: usize, i: usize| Parameters {

@@ -62,12 +62,13 @@ struct Work {
 type Task<'a> = &'a (dyn Fn(usize) + Sync);
 
 impl Pool {
-    /// A pool of `threads`, at least 1, of which each that is its own begins with `start(index)`. Those
-    /// are as many, or one less where the caller works too.
+    /// A pool of `threads`, at least 1, of which each that is its own is called `name` and its index,
+    /// and begins with `start(index)`. Those are as many, or one less where the caller works too.
     ///
     /// # Panics
     /// If the system gives no more threads.
     pub fn new(
+        name: &str,
         threads: usize,
         caller: Caller,
         start: impl Fn(usize) + Send + Sync + 'static,
@@ -85,7 +86,7 @@ impl Pool {
                 start(index);
                 shared.help();
             };
-            let builder = thread::Builder::new().name(format!("vggd-engine-{index}"));
+            let builder = thread::Builder::new().name(format!("{name}-{index}"));
             builder.spawn(help).expect("threads can be started")
         });
         Self { helpers: helpers.collect(), shared, caller, turn: Mutex::default() }
@@ -233,7 +234,7 @@ mod tests {
     const CALLERS: [Caller; 2] = [Caller::Works, Caller::Sleeps];
 
     fn pools() -> impl Iterator<Item = Pool> {
-        let pool = |threads| CALLERS.map(|caller| Pool::new(threads, caller, |_| {}));
+        let pool = |threads| CALLERS.map(|caller| Pool::new("test", threads, caller, |_| {}));
         [1, 2, 4].into_iter().flat_map(pool)
     }
 
@@ -327,7 +328,7 @@ mod tests {
         for (caller, expected) in CALLERS.into_iter().zip([vec![1, 2], vec![0, 1, 2]]) {
             let begun = Arc::new(Mutex::new(Vec::new()));
             let list = begun.clone();
-            drop(Pool::new(3, caller, move |index| list.lock().unwrap().push(index)));
+            drop(Pool::new("test", 3, caller, move |index| list.lock().unwrap().push(index)));
             let mut begun = begun.lock().unwrap().clone();
             begun.sort();
             assert_eq!(begun, expected);

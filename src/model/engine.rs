@@ -197,7 +197,7 @@ fn pool(threads: usize, pin: bool) -> Option<Arc<Pool>> {
             }
         }
     };
-    Some(Arc::new(Pool::new(threads, caller, start)))
+    Some(Arc::new(Pool::new("vggd-engine", threads, caller, start)))
 }
 
 /// The cores that this process may run on.
