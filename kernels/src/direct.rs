@@ -104,6 +104,9 @@ impl Direct3x3 {
             "Direct3x3: scratch of {} elements where {needed} are needed",
             scratch.len()
         );
+        if output.is_empty() {
+            return;
+        }
         let scratch = from_first_line(scratch);
         self.add_border(input, height, width, scratch);
         let (bordered, output) = (&*scratch, Parts::new(output));
@@ -181,9 +184,10 @@ impl Direct3x3 {
                 bias: self.bias.as_ptr().wrapping_add(first),
                 floor: if relu { 0.0 } else { f32::NEG_INFINITY },
                 from: bordered[y * (width + 2)..].as_ptr(),
-                taps,
-                next_row: row - 2,
-                next_plane: plane - 2 * row - 2,
+                channels: self.in_channels,
+                row_taps: 3,
+                next_row: row - 3,
+                next_plane: plane - 3 * row,
                 to: [std::ptr::null_mut(); 2],
             };
             for (vector, place) in job.to.iter_mut().enumerate().take(vectors.min(blocks - block)) {
@@ -205,11 +209,13 @@ struct Job {
     floor: f32,
     /// The upper left input of the first pixel.
     from: *const f32,
-    /// Nine for each input channel. One loop over all of them, because a compiler that
-    /// sees the taps of a row side by side keeps too much in registers.
-    taps: usize,
-    /// Elements from the last tap of a row to the first of the next one, and from the
-    /// last tap of a plane to the first of the next one.
+    /// Of the input.
+    channels: usize,
+    /// Three, of which no compiler may know: one that sees the taps of a row side by side
+    /// keeps too much in registers.
+    row_taps: usize,
+    /// Elements from behind the last tap of a row to the first of the next one, and from
+    /// behind the last row of a plane to the first of the next one.
     next_row: usize,
     next_plane: usize,
     /// The first pixel of each block of the panel, null where no block is left.
@@ -233,25 +239,21 @@ unsafe fn pixels<V: Vector, const P: usize, const T: usize>(job: &Job) {
             }
         }
         let mut weights = job.weights;
-        let (mut inputs, mut tap) = (job.from, 0);
-        for _ in 0..job.taps {
-            let mut taps = [V::load(weights); P];
-            for (vector, tap) in taps.iter_mut().enumerate() {
-                *tap = V::load(weights.add(vector * LANES));
-            }
-            for (pixel, sums) in sums.iter_mut().enumerate() {
-                let input = V::splat(*inputs.add(pixel));
-                for (sum, tap) in sums.iter_mut().zip(&taps) {
-                    *sum = tap.mul_add(input, *sum);
+        let mut inputs = job.from;
+        for _ in 0..job.channels {
+            for _ in 0..3 {
+                for _ in 0..job.row_taps {
+                    let mut taps = [V::load(weights); P];
+                    for (vector, tap) in taps.iter_mut().enumerate() {
+                        *tap = V::load(weights.add(vector * LANES));
+                    }
+                    add_pixels(&taps, &mut sums, inputs);
+                    weights = weights.add(P * LANES);
+                    inputs = inputs.wrapping_add(1);
                 }
+                inputs = inputs.wrapping_add(job.next_row);
             }
-            weights = weights.add(P * LANES);
-            tap = if tap == 8 { 0 } else { tap + 1 };
-            inputs = inputs.wrapping_add(match tap {
-                0 => job.next_plane,
-                3 | 6 => job.next_row,
-                _ => 1,
-            });
+            inputs = inputs.wrapping_add(job.next_plane);
         }
         let floor = V::splat(job.floor);
         for vector in 0..P {
@@ -262,6 +264,55 @@ unsafe fn pixels<V: Vector, const P: usize, const T: usize>(job: &Job) {
                 floor.max(sums[vector]).store(job.to[vector].add(pixel * LANES));
             }
         }
+    }
+}
+
+/// Adds the products of a tap and the pixels from `inputs` on.
+///
+/// # Safety
+///
+/// The instruction set of `V`; as many readable inputs as there are sums.
+#[inline(always)]
+unsafe fn add_pixels<V: Vector, const P: usize>(
+    taps: &[V; P],
+    sums: &mut [[V; P]],
+    inputs: *const f32,
+) {
+    let (fours, others) = sums.as_chunks_mut::<4>();
+    // Four more may not be readable.
+    let last = inputs.wrapping_add(4 * fours.len());
+    // SAFETY: each input has a sum.
+    unsafe {
+        for (four, [first, second, third, fourth]) in fours.iter_mut().enumerate() {
+            let quad = V::quad(inputs.add(4 * four));
+            add_quad::<V, P, 0>(taps, first, quad);
+            add_quad::<V, P, 1>(taps, second, quad);
+            add_quad::<V, P, 2>(taps, third, quad);
+            add_quad::<V, P, 3>(taps, fourth, quad);
+        }
+        for (pixel, sums) in others.iter_mut().enumerate() {
+            let input = V::splat(*last.add(pixel));
+            for (sum, tap) in sums.iter_mut().zip(taps) {
+                *sum = tap.mul_add(input, *sum);
+            }
+        }
+    }
+}
+
+/// The same for scalar number `L` of a quad.
+///
+/// # Safety
+///
+/// The instruction set of `V`; the quad is still in memory.
+#[inline(always)]
+unsafe fn add_quad<V: Vector, const P: usize, const L: i32>(
+    taps: &[V; P],
+    sums: &mut [V; P],
+    quad: V::Quad,
+) {
+    for (sum, tap) in sums.iter_mut().zip(taps) {
+        // SAFETY: the caller's.
+        *sum = unsafe { tap.mul_add_quad::<L>(quad, *sum) };
     }
 }
 
