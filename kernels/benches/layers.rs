@@ -67,7 +67,7 @@ fn single(layer: &mut Layer<'_>, (inner, out, side, pool): (usize, usize, usize,
             continue;
         }
         let input = vec![0.5; blocked_len(inner, side, side)];
-        let tile = Tile::choose(side, side);
+        let tile = Tile::choose(isa, side, side);
         let algorithms = [
             convolution::Algorithm::Winograd(Precision::Single, tile),
             convolution::Algorithm::Winograd(Precision::Half, tile),

@@ -63,7 +63,7 @@ impl Algorithm {
         if fast && in_channels >= CHANNEL_BLOCK {
             Algorithm::Matrix
         } else {
-            Algorithm::Winograd(precision, Tile::choose(height, width))
+            Algorithm::Winograd(precision, Tile::choose(isa, height, width))
         }
     }
 

@@ -67,8 +67,8 @@ fn float(isa: Isa, pool: &Pool) {
     let (image, input) = (vec![0.5; 3 * SIDE * SIDE], vec![0.5; blocked_len(inner, SIDE, SIDE)]);
     let (weights, bias) = (vec![0.01; out * inner * 9], vec![0.1; out]);
     for algorithm in [
-        convolution::Algorithm::Winograd(Precision::Single, Tile::choose(SIDE, SIDE)),
-        convolution::Algorithm::Winograd(Precision::Half, Tile::choose(SIDE, SIDE)),
+        convolution::Algorithm::Winograd(Precision::Single, Tile::choose(isa, SIDE, SIDE)),
+        convolution::Algorithm::Winograd(Precision::Half, Tile::choose(isa, SIDE, SIDE)),
         convolution::Algorithm::Matrix,
     ] {
         let conv = Conv3x3::new(isa, algorithm, out, inner, &weights, &bias);

@@ -65,13 +65,11 @@ impl Instance {
         }
     }
 
-    /// With the tile for images of this size.
-    fn sized(self, height: usize, width: usize) -> Instance {
+    /// With the small tile for an image of one.
+    fn sized(self, side: usize) -> Instance {
         match self {
-            Instance::Winograd(kernels, _) => {
-                Instance::Winograd(kernels, Tile::choose(height, width))
-            }
-            Instance::Matrix(_) => self,
+            Instance::Winograd(kernels, _) if side == 2 => Instance::Winograd(kernels, Tile::Two),
+            _ => self,
         }
     }
 
@@ -360,7 +358,7 @@ fn a_whole_vgg_chain() {
                     input,
                 };
                 let fuse = Fuse { relu: true, pool: layer + 1 == layers };
-                let instance = instance.sized(7 * side, 7 * side);
+                let instance = instance.sized(side);
                 let exact = exact(&problem, fuse);
                 let bounds = bounds(&problem, instance.bound(), fuse);
                 let output = run(instance, &problem, fuse, 2);

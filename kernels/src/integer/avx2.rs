@@ -1,7 +1,10 @@
 //! Sixteen lanes as AVX2 registers: one of int16, two of int32.
 
 use super::{Dot, Sums, Words};
-use crate::vector::{Vector, avx2::Avx2};
+use crate::vector::{
+    Vector,
+    avx2::{Avx2, dot},
+};
 use std::arch::x86_64::*;
 
 /// One 256-bit register of int16. Constructed only where AVX2 is enabled; that is the reason
@@ -162,11 +165,6 @@ impl Dot for Avx2Pairs {
     #[inline(always)]
     fn add_to(self, sums: Avx2Sums, inputs: __m256i) -> Avx2Sums {
         // SAFETY: the value proves AVX2.
-        unsafe {
-            Avx2Sums(
-                _mm256_add_epi32(sums.0, _mm256_madd_epi16(self.0, inputs)),
-                _mm256_add_epi32(sums.1, _mm256_madd_epi16(self.1, inputs)),
-            )
-        }
+        unsafe { Avx2Sums(dot(self.0, inputs, sums.0), dot(self.1, inputs, sums.1)) }
     }
 }

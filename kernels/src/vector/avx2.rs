@@ -190,10 +190,7 @@ impl Pairs<Int16> for Avx2 {
         // SAFETY: the values prove AVX2; the inputs are four elements.
         unsafe {
             let pair = _mm256_set1_epi32(inputs.add(L).cast::<i32>().read_unaligned());
-            (
-                _mm256_add_epi32(sums.0, _mm256_madd_epi16(weights.0, pair)),
-                _mm256_add_epi32(sums.1, _mm256_madd_epi16(weights.1, pair)),
-            )
+            (dot(weights.0, pair, sums.0), dot(weights.1, pair, sums.1))
         }
     }
 
@@ -211,4 +208,24 @@ impl Pairs<Int16> for Avx2 {
             _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(mixed));
         }
     }
+}
+
+/// Pairs of int16 times pairs, added up and added to int32. LLVM would gather terms before it adds
+/// them to the sums, for which there are no registers.
+#[target_feature(enable = "avx,avx2")]
+#[inline]
+pub(crate) fn dot(pairs: __m256i, factors: __m256i, mut sum: __m256i) -> __m256i {
+    // SAFETY: registers only.
+    unsafe {
+        std::arch::asm!(
+            "vpmaddwd {3}, {1}, {2}",
+            "vpaddd {0}, {0}, {3}",
+            inout(ymm_reg) sum,
+            in(ymm_reg) pairs,
+            in(ymm_reg) factors,
+            out(ymm_reg) _,
+            options(nostack, preserves_flags),
+        );
+    }
+    sum
 }

@@ -219,7 +219,7 @@ where
         let quarter = job.in_blocks * PAIRS * P * LANES / 4;
         let (mut weights, mut ahead) = (job.weights, job.ahead);
         let mut first = 0;
-        while first < job.in_blocks {
+        loop {
             let end = (first + N::FLUSH).min(job.in_blocks);
             let mut sums = [[V::no_sums(); P]; T];
             for block in first..end {
@@ -229,50 +229,35 @@ where
                     for line in 0..T.div_ceil(4) {
                         V::prefetch_near(next.wrapping_add((part * T.div_ceil(4) + line) * LANES));
                     }
+                    let ahead = ahead.wrapping_add(part * (job.ahead_step / (PAIRS / 4)));
                     step::<V, N, P, T, 0>(&mut sums, weights, inputs, ahead, quarter);
                     step::<V, N, P, T, 1>(&mut sums, weights, inputs, ahead, quarter);
                     step::<V, N, P, T, 2>(&mut sums, weights, inputs, ahead, quarter);
                     step::<V, N, P, T, 3>(&mut sums, weights, inputs, ahead, quarter);
                     weights = weights.add(4 * P * LANES);
-                    ahead = ahead.wrapping_add(job.ahead_step);
                     inputs = inputs.add(4);
                 }
+                ahead = ahead.wrapping_add(job.ahead_step);
             }
-            if end - first == job.in_blocks {
-                for vector in 0..P {
-                    let scale = V::load(job.weight_scales.add(vector * LANES));
-                    for (tile, sums) in sums.iter().enumerate() {
-                        let input_scale = V::splat(*job.input_scales.add(tile));
-                        let to = job.to.add(vector * job.stride + tile * LANES);
-                        V::of_sums(sums[vector]).mul(scale).mul(input_scale).store(to);
+            let last = end == job.in_blocks;
+            for vector in 0..P {
+                let scale = V::load(job.weight_scales.add(vector * LANES));
+                for (tile, sums) in sums.iter().enumerate() {
+                    let to = job.to.add(vector * job.stride + tile * LANES);
+                    let mut sum = V::of_sums(sums[vector]);
+                    if first > 0 {
+                        sum = sum.add(V::load(to));
                     }
+                    if last {
+                        sum = sum.mul(scale).mul(V::splat(*job.input_scales.add(tile)));
+                    }
+                    sum.store(to);
                 }
+            }
+            if last {
                 return;
             }
-            if first > 0 {
-                for (tile, sums) in sums.iter().enumerate() {
-                    for (vector, sum) in sums.iter().enumerate() {
-                        let to = job.to.add(vector * job.stride + tile * LANES);
-                        V::of_sums(*sum).add(V::load(to)).store(to);
-                    }
-                }
-            } else {
-                for (tile, sums) in sums.iter().enumerate() {
-                    for (vector, sum) in sums.iter().enumerate() {
-                        let to = job.to.add(vector * job.stride + tile * LANES);
-                        V::of_sums(*sum).store(to);
-                    }
-                }
-            }
             first = end;
-        }
-        for vector in 0..P {
-            let scale = V::load(job.weight_scales.add(vector * LANES));
-            for tile in 0..T {
-                let to = job.to.add(vector * job.stride + tile * LANES);
-                let input_scale = V::splat(*job.input_scales.add(tile));
-                V::load(to).mul(scale).mul(input_scale).store(to);
-            }
         }
     }
 }

@@ -64,15 +64,15 @@ impl Kernels {
     pub(super) unsafe fn multiply(&self, job: &Product, vectors: usize, count: usize) {
         let (product, panel) = (self.product[vectors - self.vectors], vectors * CHANNEL_BLOCK);
         let parts = count.div_ceil(product.len());
-        let (size, ahead_step) = (job.in_blocks * self.elements() * panel, panel / parts);
+        let row = self.elements() * panel;
         for part in 0..parts {
             let (first, end) = (count * part / parts, count * (part + 1) / parts);
             let job = Product {
                 inputs: job.inputs.wrapping_add(first * self.elements()),
                 input_scales: job.input_scales.wrapping_add(first),
                 to: job.to.wrapping_add(first * CHANNEL_BLOCK),
-                ahead: job.ahead.wrapping_add(size / 4 * part / parts),
-                ahead_step,
+                ahead: job.ahead.wrapping_add(job.in_blocks * row / 4 * part / parts),
+                ahead_step: row / 4 / parts,
                 ..*job
             };
             // SAFETY: the caller's, for a part of the tiles; these kernels are only

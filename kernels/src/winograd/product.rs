@@ -19,8 +19,8 @@ pub(super) struct Product {
     /// `[panel / 16, stride / 16, 16]`
     pub(super) to: *mut f32,
     pub(super) stride: usize,
-    /// The weights to ask for meanwhile, because the next product needs them, and how
-    /// many of them for each row of this panel.
+    /// The weights to ask for meanwhile, because the next product needs them, from four places at
+    /// once, and how many of each for a block of channels.
     pub(super) ahead: *const f32,
     pub(super) ahead_step: usize,
 }
@@ -49,14 +49,15 @@ pub(super) unsafe fn product<V: Vector, const P: usize, const T: usize>(job: &Pr
                 for (tile, quad) in quads.iter_mut().enumerate() {
                     *quad = V::quad(inputs.add(tile * LANES));
                 }
+                let ahead = ahead.wrapping_add(part * (job.ahead_step / (LANES / 4)));
                 step::<V, P, T, 0>(&mut sums, weights, &quads, ahead, quarter);
                 step::<V, P, T, 1>(&mut sums, weights, &quads, ahead, quarter);
                 step::<V, P, T, 2>(&mut sums, weights, &quads, ahead, quarter);
                 step::<V, P, T, 3>(&mut sums, weights, &quads, ahead, quarter);
                 weights = weights.add(4 * P * LANES);
-                ahead = ahead.wrapping_add(job.ahead_step);
                 inputs = inputs.add(4);
             }
+            ahead = ahead.wrapping_add(job.ahead_step);
         }
         for (tile, sums) in sums.iter().enumerate() {
             for (vector, sum) in sums.iter().enumerate() {
