@@ -135,7 +135,7 @@ pub(crate) struct AddArguments {
     #[arg(long, value_name = "DIR")]
     pub(crate) photos: Option<PathBuf>,
 
-    /// How many of them to use; finetune uses all
+    /// How many of them to use, but for a tenth that fine-tuning is judged by; finetune uses all
     #[arg(long, value_name = "COUNT", default_value_t = plan::CALIBRATION)]
     pub(crate) calibration: usize,
 
@@ -193,8 +193,8 @@ pub(crate) struct PruneArguments {
 /// Train a changed network towards the answers of the one it was made from
 ///
 /// Back-propagation through all layers. Photos need no labels, which are used where there are any;
-/// a tenth of the photos is held back to judge by. What comes out is never worse on those than what
-/// went in. Interrupted, it goes on where it was when called again.
+/// a tenth of the photos is held back to judge by, and calibration uses none of those. What comes out
+/// is never worse on those than what went in. Interrupted, it goes on where it was when called again.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

@@ -352,7 +352,7 @@ impl CalibrationPhotos {
         let folder =
             (build.photos.as_ref()).ok_or_else(|| BuildError::NoPhotos(needing.name.clone()))?;
         let all = Photos::open(folder, &base.labels, &base.preprocess)?;
-        let sample = all.sample(build.calibration);
+        let sample = all.lessons().sample(build.calibration);
         Ok(Some(Self { all, sample }))
     }
 }

@@ -16,7 +16,7 @@ use vggd::manifest::Preprocess;
 use vggd::preprocess::{self, DecodeError, Limits, Photo};
 
 use crate::digest::Digest;
-use crate::finetune::{Examples, Frame, View};
+use crate::finetune::{Examples, Frame, Split, View};
 
 /// The most pixels that a photo may have.
 const LIMITS: Limits = Limits { max_pixels: 1 << 27 };
@@ -117,6 +117,18 @@ impl Photos {
     pub fn sample(&self, count: usize) -> Self {
         let (all, count) = (self.entries.len(), count.min(self.entries.len()));
         let entries = (0..count).map(|i| self.entries[i * all / count].clone()).collect();
+        Self { entries, ..self.clone() }
+    }
+
+    /// Those that fine-tuning learns from: what was fitted on those that it judges by would seem better
+    /// than it is, and tuning worse. All, where it takes more than a tenth to judge by.
+    pub fn lessons(&self) -> Self {
+        let Split { held_back, mut lessons, .. } = Split::of(self);
+        if held_back.len() * 10 > self.len() {
+            return self.clone();
+        }
+        lessons.sort_unstable();
+        let entries = lessons.into_iter().map(|photo| self.entries[photo].clone()).collect();
         Self { entries, ..self.clone() }
     }
 
@@ -320,16 +332,34 @@ mod tests {
         assert!(error.contains("'7' of a.jpg"), "{error}");
     }
 
-    #[test]
-    fn a_sample_is_spread_evenly() {
-        let entries = (0..10)
+    /// Photos that are labelled with their numbers.
+    fn numbered(count: usize) -> Photos {
+        let entries = (0..count)
             .map(|i| Entry { path: format!("{i}").into(), label: Some(i) })
             .collect::<Vec<_>>();
-        let photos = Photos { folder: PathBuf::new(), entries, preprocess: Preprocess::default() };
-        let labels = |count| {
-            photos.sample(count).entries.iter().filter_map(|entry| entry.label).collect::<Vec<_>>()
-        };
-        assert_eq!(labels(5), [0, 2, 4, 6, 8]);
-        assert_eq!(labels(20), (0..10).collect::<Vec<_>>());
+        Photos { folder: PathBuf::new(), entries, preprocess: Preprocess::default() }
+    }
+
+    fn numbers(photos: Photos) -> Vec<usize> {
+        photos.entries.into_iter().filter_map(|entry| entry.label).collect()
+    }
+
+    #[test]
+    fn a_sample_is_spread_evenly() {
+        let photos = numbered(10);
+        assert_eq!(numbers(photos.sample(5)), [0, 2, 4, 6, 8]);
+        assert_eq!(numbers(photos.sample(20)), (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn lessons_are_not_what_fine_tuning_is_judged_by() {
+        for (count, expected) in [(0, 0), (20, 20), (159, 159), (160, 144), (1000, 900)] {
+            let photos = numbered(count);
+            let lessons = numbers(photos.lessons());
+            assert_eq!(lessons.len(), expected);
+            assert!(lessons.is_sorted(), "{count}");
+            let held_back = Split::of(&photos).held_back;
+            assert!(count < 160 || held_back.iter().all(|photo| !lessons.contains(photo)));
+        }
     }
 }

@@ -32,13 +32,16 @@ use crate::photos::{Photos, PhotosError};
 use crate::progress::{Interrupted, Progress};
 use crate::quantize::GROUP;
 use crate::topology::BASELINE_SIDE;
-use correct::Effort;
+use correct::{Effort, correct};
 
 /// Filters come in multiples of this, so that kernels' blocks of channels are full.
 pub const BLOCK: usize = 16;
 
 /// Share of what is to be saved that a stage leaves, at the least.
 const STAGE: f64 = 0.7;
+
+/// The most photos on which stages are planned; the last one is corrected on all.
+const SURVEY: usize = 200;
 
 /// How hard to try to correct a network.
 const EFFORT: Effort = Effort { samples: 16, rounds: 8 };
@@ -120,14 +123,13 @@ pub fn prune<'a>(
     progress: &mut dyn Progress,
 ) -> Result<Network<'a>, PruneError> {
     check(options.target)?;
-    let [photos, held] = &photos.split();
-    let site = Site { engine, photos, held, scratch };
-    let correct = |kept: &Kept, effort: Effort, progress: &mut dyn Progress| {
-        correct::correct(&site, network, kept, effort, progress)
-    };
+    let split = [photos.sample(SURVEY).split(), photos.split()];
+    let [survey, site] =
+        split.each_ref().map(|[photos, held]| Site { engine, photos, held, scratch });
     let (share, cost) = match options.target {
         Target::Ratio(ratio) => {
-            return correct(&smallest_norms(network, ratio, options.first), EFFORT, progress);
+            let kept = smallest_norms(network, ratio, options.first);
+            return correct(&site, network, &kept, EFFORT, progress);
         }
         Target::Hidden(units) => return hidden::narrow(&site, network, units, progress),
         Target::Macs(share) => (share, Cost::Macs),
@@ -146,7 +148,7 @@ pub fn prune<'a>(
     let mut kept: Kept = network.convolutions.iter().map(|l| (0..l.outputs()).collect()).collect();
     let mut pruned = network.clone();
     for stage in 1..=stages {
-        let layers = sensitivity::measure(&site, network, &pruned, options, progress)?;
+        let layers = sensitivity::measure(&survey, network, &pruned, options, progress)?;
         let target = whole * share.powf(f64::from(stage) / f64::from(stages));
         let further = budget::spend(&pruned, &layers, cost, target)?;
         // It takes as much memory as the one that is made of it.
@@ -154,8 +156,8 @@ pub fn prune<'a>(
         for (kept, further) in kept.iter_mut().zip(further) {
             *kept = further.into_iter().map(|filter| kept[filter]).collect();
         }
-        let effort = if stage == stages { EFFORT } else { DRAFT };
-        pruned = correct(&kept, effort, progress)?;
+        let (site, effort) = if stage == stages { (&site, EFFORT) } else { (&survey, DRAFT) };
+        pruned = correct(site, network, &kept, effort, progress)?;
     }
     Ok(pruned)
 }

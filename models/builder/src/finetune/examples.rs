@@ -100,17 +100,17 @@ pub(super) const LEAST: usize = 16;
 const MOST: usize = 512;
 
 /// Which photos are for what.
-pub(super) struct Split {
+pub(crate) struct Split {
     /// Those to judge by: a tenth, the same whenever the photos are the same.
-    pub(super) held_back: Vec<usize>,
+    pub(crate) held_back: Vec<usize>,
     /// Those to learn from.
-    pub(super) lessons: Vec<usize>,
+    pub(crate) lessons: Vec<usize>,
     /// Checksum of each photo's name.
     names: Vec<u64>,
 }
 
 impl Split {
-    pub(super) fn of(examples: &dyn Examples) -> Self {
+    pub(crate) fn of(examples: &dyn Examples) -> Self {
         let name = |photo| Digest::new().bytes(examples.name(photo).as_bytes()).end();
         let names: Vec<u64> = (0..examples.count()).map(name).collect();
         let mut photos: Vec<usize> = (0..names.len()).collect();
