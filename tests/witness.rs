@@ -21,7 +21,7 @@ use vggd_models::prune::Target;
 use vggd_models::variant::Form;
 
 /// What the witness imports.
-const MODULES: &str = "numpy, onnxruntime";
+const MODULES: &str = "numpy, onnx, onnxruntime";
 
 /// Largest difference of a logit, as a share of the logits' range.
 const FLOAT: f32 = 1e-3;
