@@ -27,7 +27,7 @@ const PHOTOS: usize = 1024;
 pub(super) fn correct<'a>(
     network: &Network<'a>,
     kept: &[usize],
-    pair: &Pair<'_>,
+    pair: &Pair,
     photos: [Passages<'_>; 2],
     progress: &mut dyn Progress,
 ) -> Result<Vec<Layer<'a>>, PruneError> {

@@ -10,7 +10,7 @@
 use super::classifier;
 use super::passage::{Passage, Rows, per_photo, places};
 use super::{Kept, PruneError, Site, is_identity};
-use crate::forward::{Convolution, Map, Take, convolutions, side_of};
+use crate::forward::{Convolution, Map, Take, side_of};
 use crate::network::{Layer, Network};
 use crate::progress::Progress;
 use crate::random::Random;
@@ -30,9 +30,10 @@ pub(super) struct Effort {
     pub(super) rounds: usize,
 }
 
-/// The convolutions of both networks, before and after, the latter as far as they are known.
-pub(super) struct Pair<'a> {
-    teacher: &'a [Convolution],
+/// The convolutions of both networks, before and after, as far as they have been needed.
+#[derive(Default)]
+pub(super) struct Pair {
+    teacher: Vec<Convolution>,
     student: Vec<Convolution>,
 }
 
@@ -56,12 +57,12 @@ pub(super) fn correct<'a>(
     let photos = site.photos.len() + site.held.len();
     progress.count(((refitted + 1) * photos) as u64);
 
-    let teacher = convolutions(site.engine, network, BASELINE_SIDE);
-    let mut pair = Pair { teacher: &teacher, student: Vec::new() };
+    let mut pair = Pair::default();
     let mut fitting = Passages::new(*site);
     let mut judging = Passages::new(Site { photos: site.held, ..*site });
     let mut layers = Vec::new();
     for (index, layer) in network.convolutions.iter().enumerate() {
+        pair.teacher.push(Convolution::new(site.engine, layer, index, BASELINE_SIDE));
         let all: Vec<usize> = (0..layer.weight.shape()[1]).collect();
         let inputs = if index == 0 { &all } else { &kept[index - 1] };
         let outputs = &kept[index];
@@ -158,8 +159,8 @@ impl<'a> Passages<'a> {
     }
 
     /// What both networks' convolutions give for a photo.
-    pub(super) fn maps(&mut self, photo: usize, pair: &Pair<'_>) -> Result<[Map; 2], PruneError> {
-        Ok([self.teacher.map(photo, pair.teacher)?, self.student.map(photo, &pair.student)?])
+    pub(super) fn maps(&mut self, photo: usize, pair: &Pair) -> Result<[Map; 2], PruneError> {
+        Ok([self.teacher.map(photo, &pair.teacher)?, self.student.map(photo, &pair.student)?])
     }
 
     /// Calls `add` for each photo with about `samples` pixels of all photos, the same in both
@@ -167,7 +168,7 @@ impl<'a> Passages<'a> {
     /// channels `outputs`; and what its input is at a pixel and was before.
     fn each(
         &mut self,
-        pair: &Pair<'_>,
+        pair: &Pair,
         outputs: &[usize],
         samples: usize,
         progress: &mut dyn Progress,
